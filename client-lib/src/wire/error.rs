@@ -1,0 +1,146 @@
+//! The errors: one variant for each `error` line of `broker.varlink`, and those of `org.varlink.service`.
+//!
+//! Each says in `message` what failed, on which object, and what to do; the other parameters are for programs.
+
+use serde::{Deserialize, Serialize};
+
+use super::names::InterfaceName;
+
+/// What the broker refuses with.
+///
+/// "No such interface" and "no rule for you" are both [`BrokerError::Denied`], word for word, so that a stranger
+/// learns nothing about devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "error", content = "parameters")]
+pub enum BrokerError {
+    /// The policy does not allow it.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.Denied")]
+    Denied {
+        /// The device asked for.
+        interface: InterfaceName,
+        /// The queues asked for.
+        queues: Vec<u32>,
+        /// For people.
+        message: String,
+    },
+    /// A queue is held by another lease, or the kernel has not let go of it yet.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.QueueBusy", rename_all = "camelCase")]
+    QueueBusy {
+        /// The device.
+        interface: InterfaceName,
+        /// The queue.
+        queue: u32,
+        /// When it makes sense to ask again; absent where nobody can know.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+        /// For people.
+        message: String,
+    },
+    /// The rule's limits are used up, or a limit of the broker for one user.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.QuotaExceeded", rename_all = "camelCase")]
+    QuotaExceeded {
+        /// What is limited: `queues`, `ring-entries`, `connections`.
+        resource: String,
+        /// The limit.
+        limit: u64,
+        /// What is in use without this request.
+        in_use: u64,
+        /// For people.
+        message: String,
+    },
+    /// The rule allows the queue, the device has no such queue now.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.NoSuchQueue", rename_all = "camelCase")]
+    NoSuchQueue {
+        /// The device.
+        interface: InterfaceName,
+        /// The queue.
+        queue: u32,
+        /// How many the device has now.
+        queues: u32,
+        /// For people.
+        message: String,
+    },
+    /// The device cannot serve now: a foreign XDP program, an XDP mode that the driver lacks, a lock that cannot
+    /// be had, gone.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.DeviceUnavailable")]
+    DeviceUnavailable {
+        /// The device.
+        interface: InterfaceName,
+        /// For people.
+        message: String,
+    },
+    /// There is no such lease, or it is not the caller's.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.NoSuchLease")]
+    NoSuchLease {
+        /// The number that was given.
+        lease: u64,
+        /// For people.
+        message: String,
+    },
+    /// `Activate` before the socket was bound. The lease lives on.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.NotBound")]
+    NotBound {
+        /// The lease.
+        lease: u64,
+        /// The queue whose socket is not bound.
+        queue: u32,
+        /// For people.
+        message: String,
+    },
+    /// The socket was bound to something that was not granted. The lease has been ended.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.BoundElsewhere")]
+    BoundElsewhere {
+        /// The lease.
+        lease: u64,
+        /// The queue that is still free.
+        queue: u32,
+        /// For people.
+        message: String,
+    },
+    /// The parameters are not what the method takes.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.InvalidRequest")]
+    InvalidRequest {
+        /// For people: which parameter, and what is wrong with it.
+        message: String,
+    },
+    /// A failure of the broker's own. Its log has the cause.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.Failed")]
+    Failed {
+        /// For people: where to look.
+        message: String,
+    },
+}
+
+/// What every Varlink service may answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "error", content = "parameters")]
+pub enum ServiceError {
+    /// No interface of that name here.
+    #[error("no interface {interface} here")]
+    #[serde(rename = "org.varlink.service.InterfaceNotFound")]
+    InterfaceNotFound {
+        /// The name that was given.
+        interface: String,
+    },
+    /// The interface has no such method.
+    #[error("no method {method} here")]
+    #[serde(rename = "org.varlink.service.MethodNotFound")]
+    MethodNotFound {
+        /// The name that was given.
+        method: String,
+    },
+    /// Only on the control socket.
+    #[error("this method is for operators, on the control socket")]
+    #[serde(rename = "org.varlink.service.PermissionDenied")]
+    PermissionDenied {},
+}

@@ -1,0 +1,142 @@
+//! A lease and an interface, as `ListLeases` and `ListInterfaces` print them.
+
+use serde::{Deserialize, Serialize};
+
+use super::names::{BindMode, InterfaceName, QueueLock, SocketKind, XdpMode, words};
+
+words! {
+    /// How far a lease has come.
+    LeaseState {
+        /// Decided and charged; its kernel objects are being made.
+        Reserved = "reserved",
+        /// Its sockets were sent; it is to be activated.
+        HandedOver = "handed_over",
+        /// Packets are redirected to it.
+        Active = "active",
+        /// It is being taken down.
+        Ending = "ending",
+        /// Ended, but the kernel still holds a queue for its socket.
+        Lingering = "lingering",
+    }
+}
+
+/// Everything that there is to know about a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lease {
+    /// Its number, never used twice by one broker.
+    pub lease: u64,
+    /// The device's name in the broker's network namespace.
+    pub interface: InterfaceName,
+    /// The device's index there.
+    pub interface_index: u32,
+    /// Its queues, ascending.
+    pub queues: Vec<LeaseQueue>,
+    /// Whose rule it is and who is charged.
+    pub requester: Requester,
+    /// The process that it lives and dies with.
+    pub holder: Holder,
+    /// The rule that gave it.
+    pub rule: String,
+    /// The state in which the sockets left the broker.
+    pub sockets: SocketKind,
+    /// What confines them to their queues.
+    pub queue_lock: QueueLock,
+    /// Where the XDP program runs.
+    pub xdp: XdpMode,
+    /// How far it has come.
+    pub state: LeaseState,
+    /// Time since it was acquired.
+    pub age_ms: u64,
+    /// The requester's text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+}
+
+/// One queue of a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseQueue {
+    /// The queue id.
+    pub queue: u32,
+    /// Copy or zero-copy; absent until the socket was seen bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<BindMode>,
+    /// What was counted.
+    pub counters: Counters,
+}
+
+/// Packets of one queue. `redirected` is the XDP program's, since the lease was activated; the rest are the
+/// socket's own (`XDP_STATISTICS`). Redirected is not delivered: a full ring drops afterwards.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counters {
+    /// Packets that the XDP program handed to the socket.
+    pub redirected: u64,
+    /// Of these, dropped for other reasons than a full ring: longer than a chunk, no fill entry.
+    pub rx_dropped: u64,
+    /// Of these, dropped because the holder's RX ring was full.
+    pub rx_ring_full: u64,
+    /// Times that the fill ring was found empty.
+    pub rx_fill_ring_empty_descs: u64,
+    /// Fill descriptors that the kernel refused.
+    pub rx_invalid_descs: u64,
+    /// TX descriptors that the kernel refused.
+    pub tx_invalid_descs: u64,
+    /// Times that the TX ring was found empty.
+    pub tx_ring_empty_descs: u64,
+}
+
+impl Counters {
+    /// Packets that were redirected and did not reach the RX ring.
+    pub fn dropped(&self) -> u64 {
+        self.rx_dropped.saturating_add(self.rx_ring_full)
+    }
+}
+
+/// Who asked, as the kernel attests it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requester {
+    /// `SO_PEERCRED` at connect.
+    pub uid: u32,
+    /// `SO_PEERCRED` at connect.
+    pub gid: u32,
+}
+
+/// The process that a lease lives and dies with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Holder {
+    /// Its process id in the broker's pid namespace.
+    pub pid: u32,
+    /// Its uid when it connected.
+    pub uid: u32,
+    /// The inode of its pidfd, unique for each process from Linux 6.9.
+    pub pidfd_inode: u64,
+    /// Whether it still runs.
+    pub alive: bool,
+}
+
+/// A device that the policy names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Interface {
+    /// Its name.
+    pub interface: InterfaceName,
+    /// Its index.
+    pub interface_index: u32,
+    /// Where our XDP program runs; absent until the first `Acquire`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xdp: Option<XdpMode>,
+    /// Queues that packets arrive on or leave by now.
+    pub queues: u32,
+    /// The most that the device can have.
+    pub queues_max: u32,
+    /// Queues that are never granted.
+    pub reserved: Vec<u32>,
+    /// What confines sockets to their queues here.
+    pub queue_lock: QueueLock,
+    /// Queues that are held now.
+    pub held: Vec<u32>,
+    /// Packets of queues that nobody holds, passed to the host's stack since XDP was attached.
+    pub passed: u64,
+}

@@ -1,0 +1,378 @@
+//! The messages: a struct for the parameters of each method and for its reply.
+
+use std::borrow::Cow;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::value::RawValue;
+
+use super::lease::{Interface, Lease};
+use super::names::{BindMode, InterfaceName, QueueLock, QueueSet, RingSizes, SocketKind, XdpMode};
+
+/// What a client sends.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Call<'a> {
+    /// `INTERFACE.Method`.
+    #[serde(borrow)]
+    pub method: Cow<'a, str>,
+    /// The method's parameters, an object.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<&'a RawValue>,
+    /// The client wants no reply.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oneway: bool,
+    /// The client takes more than one reply.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
+    /// The client wants to leave the protocol. Never granted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub upgrade: bool,
+}
+
+/// What the broker answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Reply {
+    /// The error's full name; absent where the call succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The method's result, or what the error says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<Box<RawValue>>,
+    /// More replies follow.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub continues: bool,
+}
+
+/// `Acquire`: queues of one device, all or none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acquire {
+    /// The device, by its name in the broker's network namespace.
+    pub interface: InterfaceName,
+    /// Which of its queues.
+    pub queues: QueueSet,
+    /// In which state the sockets are wanted.
+    pub sockets: SocketKind,
+    /// How large rings are wanted.
+    #[serde(
+        default,
+        deserialize_with = "optional_object",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub rings: Option<RingSizes>,
+    /// A text for the log and the list. Never authority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+}
+
+/// Reply to `Acquire`. The sockets' fds come with it, in the order of their indexes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Acquired {
+    /// Names the lease in later calls.
+    pub lease: u64,
+    /// The device's name in the broker's network namespace.
+    pub interface: InterfaceName,
+    /// The device's index there; what the sockets are bound with.
+    pub interface_index: u32,
+    /// The rule that gave it.
+    pub rule: String,
+    /// What confines the sockets to their queues.
+    pub queue_lock: QueueLock,
+    /// Where the XDP program runs.
+    pub xdp: XdpMode,
+    /// The rings' sizes.
+    pub rings: RingSizes,
+    /// The lease ends if it is not activated within this time.
+    pub activate_within_ms: u64,
+    /// One socket for each queue, ascending by queue.
+    pub sockets: Vec<GrantedSocket>,
+}
+
+/// One socket of a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GrantedSocket {
+    /// The queue that it is for.
+    pub queue: u32,
+    /// Its place among the fds that came with the reply.
+    pub socket_file_descriptor: u32,
+}
+
+/// `Activate`: the sockets are bound, redirect packets to them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Activate {
+    /// Which lease.
+    pub lease: u64,
+}
+
+/// Reply to `Activate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Activated {
+    /// Which lease.
+    pub lease: u64,
+    /// What the kernel gave, for each queue.
+    pub sockets: Vec<ActivatedSocket>,
+}
+
+/// One bound socket, as `XDP_OPTIONS` tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActivatedSocket {
+    /// Its queue.
+    pub queue: u32,
+    /// Copy or zero-copy.
+    pub mode: BindMode,
+}
+
+/// `Release` and `Revoke`: one lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseReference {
+    /// Which lease.
+    pub lease: u64,
+}
+
+/// Reply to `ListLeases`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leases {
+    /// On the broker socket one's own, on the control socket all, ascending by number.
+    pub leases: Vec<Lease>,
+}
+
+/// Reply to `ListInterfaces`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interfaces {
+    /// The devices that the policy names and that exist.
+    pub interfaces: Vec<Interface>,
+}
+
+/// `Explain`: what would be decided, without doing it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explain {
+    /// As in [`Acquire`].
+    pub interface: InterfaceName,
+    /// As in [`Acquire`].
+    pub queues: QueueSet,
+    /// As in [`Acquire`]; `prepared` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<SocketKind>,
+    /// As in [`Acquire`].
+    #[serde(
+        default,
+        deserialize_with = "optional_object",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub rings: Option<RingSizes>,
+    /// For whom, on the control socket only; oneself if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// That user's groups, the primary one first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gids: Option<Vec<u32>>,
+}
+
+/// Reply to `Explain`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explained {
+    /// Whether an `Acquire` would pass the policy now.
+    pub granted: bool,
+    /// The rule that decides; absent where none matches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// Why, in a sentence.
+    pub reason: String,
+    /// What to write into the policy to allow it; on the control socket only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suggestion: Option<String>,
+    /// What each rule said, in file order; on the broker socket only one's own allow rules.
+    pub rules: Vec<RuleVerdict>,
+}
+
+/// What one rule said to a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleVerdict {
+    /// The rule's name.
+    pub rule: String,
+    /// What became of it.
+    pub outcome: RuleOutcome,
+    /// Why, in a few words.
+    pub why: String,
+}
+
+super::names::words! {
+    /// What a rule had to do with a verdict.
+    RuleOutcome {
+        /// This one decided.
+        Decides = "decides",
+        /// It covers the request too, another came first.
+        Matches = "matches",
+        /// It does not cover the request.
+        Differs = "differs",
+    }
+}
+
+/// Reply to `GetStatus`, on the control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// The uid that it runs as.
+    pub uid: u32,
+    /// How long it has been running.
+    pub uptime_ms: u64,
+    /// The kernel's release, for people: the daemon itself probes.
+    pub kernel: String,
+    /// Capabilities that its engine may raise for one call at a time.
+    pub capabilities: Vec<String>,
+    /// What the kernel was found to have.
+    pub probes: Vec<Probe>,
+    /// The policy files in force.
+    pub policy_files: Vec<String>,
+    /// How many rules they hold.
+    pub rules: u64,
+    /// How many leases there are, lingering ones included.
+    pub leases: u64,
+    /// How many clients are connected.
+    pub connections: u64,
+}
+
+/// One thing that the kernel has or lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// The kernel's name for it.
+    pub name: String,
+    /// Whether it is there.
+    pub available: bool,
+    /// What follows from that.
+    pub note: String,
+}
+
+/// Reply to `org.varlink.service.GetInfo`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceInfo {
+    /// Who makes it.
+    pub vendor: String,
+    /// What it is called.
+    pub product: String,
+    /// Its version.
+    pub version: String,
+    /// Where to read about it.
+    pub url: String,
+    /// The interfaces that it answers.
+    pub interfaces: Vec<String>,
+}
+
+/// Reply to `org.varlink.service.GetInterfaceDescription`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceDescription {
+    /// The text of the `.varlink` file.
+    pub description: String,
+}
+
+/// Reads a value from a JSON object only: serde would take an array for a struct as well.
+///
+/// # Errors
+///
+/// Whatever the value's own `Deserialize` says; an array, a number, a string or null in place of the object.
+pub fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct Object<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Object<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+
+    deserializer.deserialize_map(Object(PhantomData))
+}
+
+fn optional_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    struct Present<T>(T);
+
+    impl<'de, T: Deserialize<'de>> Deserialize<'de> for Present<T> {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            object(deserializer).map(Self)
+        }
+    }
+
+    Ok(Option::<Present<T>>::deserialize(deserializer)?.map(|present| present.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acquire(json: &str) -> Result<Acquire, String> {
+        object(&mut serde_json::Deserializer::from_str(json)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_request_reads_back_as_written() {
+        let json = r#"{"interface":"eth0","queues":[2,3],"sockets":"prepared","rings":{"fill":64,"completion":64,"rx":64,"tx":64},"label":"vm 7"}"#;
+        assert_eq!(serde_json::to_string(&acquire(json).unwrap()).unwrap(), json);
+        assert!(acquire(r#"{"interface":"eth0","queues":[2],"sockets":"prepared","rings":null}"#).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_request() {
+        let cases = [
+            (r#"["eth0",[2],"prepared",null,null]"#, "an object"),
+            (
+                r#"{"interface":"eth0","queues":[2],"sockets":"prepared","rings":[1,1,1,1]}"#,
+                "an object",
+            ),
+            (
+                r#"{"interface":"eth0","queues":[2],"sockets":"prepared","ring":1}"#,
+                "unknown field `ring`",
+            ),
+            (
+                r#"{"interface":"eth0","interface":"eth1","queues":[2],"sockets":"prepared"}"#,
+                "duplicate field",
+            ),
+            (
+                r#"{"interface":"eth0","queues":[],"sockets":"prepared"}"#,
+                "no queue id",
+            ),
+            (
+                r#"{"interface":"eth0","queues":[2,2],"sockets":"prepared"}"#,
+                "twice",
+            ),
+            (
+                r#"{"interface":"eth0","queues":[-1],"sockets":"prepared"}"#,
+                "invalid value",
+            ),
+            (
+                r#"{"interface":"eth0","queues":[1.5],"sockets":"prepared"}"#,
+                "invalid type",
+            ),
+            (
+                r#"{"interface":"eth/0","queues":[1],"sockets":"prepared"}"#,
+                "no interface name",
+            ),
+            (
+                r#"{"interface":"eth0","queues":[1],"sockets":"naked"}"#,
+                "unknown variant `naked`",
+            ),
+            (r#"{"interface":"eth0","queues":[1]}"#, "missing field `sockets`"),
+        ];
+        for (json, expected) in cases {
+            let error = acquire(json).unwrap_err();
+            assert!(error.contains(expected), "{json}: {error}");
+        }
+    }
+}

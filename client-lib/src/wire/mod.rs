@@ -1,0 +1,41 @@
+//! The protocol as data: Varlink messages, as `broker.varlink` beside this file specifies them.
+//!
+//! Nothing here does I/O, and nothing here decides: both ends of the connection, and the tests, share these
+//! types. The broker reads requests strictly ([`object`], `deny_unknown_fields`); clients ignore reply members
+//! that they do not know, so that a later version may add some.
+
+mod error;
+mod framing;
+mod lease;
+mod message;
+mod names;
+
+pub use error::{BrokerError, ServiceError};
+pub use framing::{FramingError, MAX_MESSAGE_BYTES, MessageBuffer, encode};
+pub use lease::{Counters, Holder, Interface, Lease, LeaseQueue, LeaseState, Requester};
+pub use message::{
+    Acquire, Acquired, Activate, Activated, ActivatedSocket, Call, Explain, Explained, GrantedSocket,
+    InterfaceDescription, Interfaces, LeaseReference, Leases, Probe, Reply, RuleOutcome, RuleVerdict,
+    ServiceInfo, Status, object,
+};
+pub use names::{
+    BindMode, InterfaceName, NameError, QueueLock, QueueSet, RingSizes, SocketKind, Target, XdpMode,
+};
+
+/// The name of the broker's Varlink interface. Every method and error name starts with it.
+pub const INTERFACE: &str = "org.xskbroker.Broker";
+
+/// The standard interface that every Varlink service answers.
+pub const SERVICE_INTERFACE: &str = "org.varlink.service";
+
+/// The interface's description, as `org.varlink.service.GetInterfaceDescription` returns it.
+pub const DESCRIPTION: &str = include_str!("broker.varlink");
+
+/// Where the broker listens for everybody; its policy decides.
+pub const DEFAULT_SOCKET: &str = "/run/xsk-broker/broker.sock";
+
+/// Where the broker listens for its operators: mode 0600, root's.
+pub const DEFAULT_CONTROL_SOCKET: &str = "/run/xsk-broker/control.sock";
+
+/// At most this many queues in one request.
+pub const MAX_QUEUES: usize = 64;
