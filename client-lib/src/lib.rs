@@ -7,5 +7,9 @@
 //! Three features: `wire` is the protocol as data, `sys` the kernel's names, `datapath` (the default) the client.
 //! The broker itself uses the first two, so that it links no ring code.
 
+#![warn(missing_docs)]
+
+#[cfg(feature = "sys")]
+pub mod sys;
 #[cfg(feature = "wire")]
 pub mod wire;

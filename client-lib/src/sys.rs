@@ -1,0 +1,455 @@
+//! What the kernel calls things: AF_XDP sockets, their options, and fds that come over a unix socket, as safe
+//! functions over borrowed fds.
+//!
+//! The broker and the client share this file. It keeps no state, and no error is explained here: callers know
+//! the object, and say what to do. Facts are cited by the kernel's source function, as of Linux 6.12.
+
+#![expect(unsafe_code, reason = "mmap, and one socket option that rustix does not have")]
+
+use std::ffi::c_void;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::{self, NonNull};
+
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+use rustix::net::xdp::{SocketAddrXdp, XdpOptionsFlags, XdpUmemReg, XdpUmemRegFlags};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketFlags,
+    SocketType, sockopt,
+};
+
+/// Flags of a bind, by their kernel names. Never none at all: without `XDP_COPY` or `XDP_ZEROCOPY` the kernel
+/// chooses, and in zero-copy mode a socket reads its whole queue (`xp_assign_dev`, net/xdp/xsk_buff_pool.c).
+pub use rustix::net::xdp::SocketAddrXdpFlags as BindFlags;
+/// Where the parts of each ring lie in its mapping.
+pub use rustix::net::xdp::{XdpMmapOffsets as MmapOffsets, XdpRingOffset as RingOffset};
+
+/// The largest ring that the kernel allocates, in entries: `xskq_create` (net/xdp/xsk_queue.c) takes more, until
+/// its size in bytes overflows or the memory is not to be had; the protocol takes no more than this.
+pub const MAX_RING_ENTRIES: u32 = 1 << 20;
+
+/// The most fds in one message (`SCM_MAX_FD`, include/net/scm.h).
+pub const MAX_FDS: usize = 253;
+
+/// One of the four rings of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ring {
+    /// Chunks that the kernel may receive into; user space produces.
+    Fill,
+    /// Chunks that the kernel has sent; user space consumes.
+    Completion,
+    /// Frames received; user space consumes.
+    Rx,
+    /// Frames to send; user space produces.
+    Tx,
+}
+
+impl Ring {
+    /// All four, in the order in which a socket gets them.
+    pub const ALL: [Self; 4] = [Self::Fill, Self::Completion, Self::Rx, Self::Tx];
+
+    /// Its name in lower case.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fill => "fill",
+            Self::Completion => "completion",
+            Self::Rx => "rx",
+            Self::Tx => "tx",
+        }
+    }
+
+    /// The offset that names it to mmap (`XDP_PGOFF_*` and `XDP_UMEM_PGOFF_*`, include/uapi/linux/if_xdp.h).
+    pub const fn page_offset(self) -> u64 {
+        match self {
+            Self::Fill => rustix::net::xdp::XDP_UMEM_PGOFF_FILL_RING,
+            Self::Completion => rustix::net::xdp::XDP_UMEM_PGOFF_COMPLETION_RING,
+            Self::Rx => rustix::net::xdp::XDP_PGOFF_RX_RING,
+            Self::Tx => rustix::net::xdp::XDP_PGOFF_TX_RING,
+        }
+    }
+
+    /// Where its parts lie.
+    pub const fn offset_in(self, offsets: &MmapOffsets) -> RingOffset {
+        match self {
+            Self::Fill => offsets.fr,
+            Self::Completion => offsets.cr,
+            Self::Rx => offsets.rx,
+            Self::Tx => offsets.tx,
+        }
+    }
+}
+
+impl std::fmt::Display for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A new AF_XDP socket, close-on-exec. Needs CAP_NET_RAW in the user namespace of the network namespace
+/// (`xsk_create`, net/xdp/xsk.c), and is the only call here that needs a capability.
+///
+/// # Errors
+///
+/// EPERM without the capability, EAFNOSUPPORT where the kernel has no AF_XDP.
+pub fn xdp_socket() -> io::Result<OwnedFd> {
+    let socket = rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    Ok(socket)
+}
+
+/// Confines an unbound socket to one device of its network namespace: a bind to any other is then EINVAL
+/// (`xsk_bind`, net/xdp/xsk.c), and whoever lacks CAP_NET_RAW cannot change or clear it
+/// (`sock_bindtoindex_locked`, net/core/sock.c). It does not confine the queue.
+///
+/// By index, not by name: a device renamed in the meantime is still the same one. From Linux 5.0.
+///
+/// # Errors
+///
+/// EPERM where the socket is confined already and the caller lacks the capability.
+pub fn confine_to_device(socket: impl AsFd, interface_index: u32) -> io::Result<()> {
+    let index = i32::try_from(interface_index).map_err(|_| Errno::INVAL)?;
+    let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(|_| Errno::INVAL)?;
+    let value = ptr::from_ref::<libc::c_int>(&index).cast::<c_void>();
+    // SAFETY: the fd is borrowed and so open; `value` points to `length` bytes of a live local.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTOIFINDEX,
+            value,
+            length,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Allocates a ring. Its memory is charged to nobody, so that whoever may call this chooses how much it is.
+///
+/// # Errors
+///
+/// EINVAL where the socket has that ring or `entries` is no power of two, EBUSY where it is bound (`xsk_setsockopt`,
+/// net/xdp/xsk.c), ENOMEM.
+pub fn create_ring(socket: impl AsFd, ring: Ring, entries: u32) -> io::Result<()> {
+    match ring {
+        Ring::Fill => sockopt::set_xdp_umem_fill_ring_size(socket, entries)?,
+        Ring::Completion => sockopt::set_xdp_umem_completion_ring_size(socket, entries)?,
+        Ring::Rx => sockopt::set_xdp_rx_ring_size(socket, entries)?,
+        Ring::Tx => sockopt::set_xdp_tx_ring_size(socket, entries)?,
+    }
+    Ok(())
+}
+
+/// Registers a shared mapping as the socket's umem. The kernel pins its pages and counts them against the
+/// RLIMIT_MEMLOCK of the calling process and uid (`xdp_umem_account_pages`, net/xdp/xdp_umem.c).
+///
+/// This is safe, whatever becomes of the mapping: what the kernel pins are the pages of the mapped file, and not
+/// the addresses. Unmapped, they belong to the file and to the socket; never to the allocator or to a stack.
+///
+/// # Errors
+///
+/// ENOBUFS above RLIMIT_MEMLOCK, EBUSY where the socket has a umem or is bound, EINVAL for chunks that are not a
+/// power of two from 2048 to the page size, EFAULT for memory that cannot be pinned for writing.
+pub fn register_umem(socket: impl AsFd, memory: &Mapping, chunk_bytes: u32) -> io::Result<()> {
+    let registration = XdpUmemReg {
+        addr: memory.address(),
+        len: u64::try_from(memory.len()).map_err(|_| Errno::INVAL)?,
+        chunk_size: chunk_bytes,
+        headroom: 0,
+        flags: XdpUmemRegFlags::empty(),
+        tx_metadata_len: 0,
+    };
+    Ok(sockopt::set_xdp_umem_reg(socket, registration)?)
+}
+
+/// Binds a socket to one queue of a device of the network namespace in which the socket was made.
+///
+/// # Errors
+///
+/// EBUSY where the queue is taken (for some milliseconds after its last holder closed, too), EINVAL for a device
+/// that the socket is not confined to and for a missing umem or ring, ENODEV, EOPNOTSUPP where zero-copy is asked
+/// for and not to be had, ENXIO for a socket whose device has gone.
+pub fn bind(socket: impl AsFd, interface_index: u32, queue: u32, flags: BindFlags) -> io::Result<()> {
+    let address = SocketAddrXdp::new(flags, interface_index, queue);
+    Ok(rustix::net::bind(socket, &address)?)
+}
+
+/// Whether a socket has been bound, asked without any effect: `xsk_setsockopt` (net/xdp/xsk.c) looks at the state
+/// before the size of the ring, so that a ring of no entries is EBUSY once bound and EINVAL before.
+///
+/// A socket whose device has gone was bound, and counts as bound.
+///
+/// # Errors
+///
+/// ENOPROTOOPT and the like where the fd is no AF_XDP socket.
+pub fn is_bound(socket: impl AsFd) -> io::Result<bool> {
+    match sockopt::set_xdp_rx_ring_size(socket, 0) {
+        Err(Errno::INVAL) => Ok(false),
+        Err(Errno::BUSY) => Ok(true),
+        Err(errno) => Err(errno.into()),
+        // No kernel allocates a ring of no entries (`xsk_init_queue`, net/xdp/xsk.c).
+        Ok(()) => Err(Errno::PROTO.into()),
+    }
+}
+
+/// Whether a bound socket runs in zero-copy mode (`XDP_OPTIONS`, Linux 5.3).
+///
+/// # Errors
+///
+/// None for an AF_XDP socket.
+pub fn is_zero_copy(socket: impl AsFd) -> io::Result<bool> {
+    Ok(sockopt::xdp_options(socket)?.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY))
+}
+
+/// What a socket has counted since it was made (`XDP_STATISTICS`; the last three are 0 below Linux 5.9).
+/// Reading has no side effect.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "wire", derive(serde::Serialize))]
+pub struct Statistics {
+    /// Frames dropped for another reason than a full RX ring: longer than a chunk, or no fill entry.
+    pub rx_dropped: u64,
+    /// Fill entries that the kernel refused.
+    pub rx_invalid_descs: u64,
+    /// TX descriptors that the kernel refused.
+    pub tx_invalid_descs: u64,
+    /// Frames dropped because the RX ring was full.
+    pub rx_ring_full: u64,
+    /// Times that the kernel found the fill ring empty.
+    pub rx_fill_ring_empty_descs: u64,
+    /// Times that the kernel found the TX ring empty.
+    pub tx_ring_empty_descs: u64,
+}
+
+/// Reads a socket's statistics.
+///
+/// # Errors
+///
+/// None for an AF_XDP socket.
+pub fn statistics(socket: impl AsFd) -> io::Result<Statistics> {
+    let counted = sockopt::xdp_statistics(socket)?;
+    Ok(Statistics {
+        rx_dropped: counted.rx_dropped,
+        rx_invalid_descs: counted.rx_invalid_descs,
+        tx_invalid_descs: counted.tx_invalid_descs,
+        rx_ring_full: counted.rx_ring_full.unwrap_or(0),
+        rx_fill_ring_empty_descs: counted.rx_fill_ring_empty_descs.unwrap_or(0),
+        tx_ring_empty_descs: counted.tx_ring_empty_descs.unwrap_or(0),
+    })
+}
+
+/// Where the parts of the rings lie in their mappings.
+///
+/// # Errors
+///
+/// None for an AF_XDP socket.
+pub fn mmap_offsets(socket: impl AsFd) -> io::Result<MmapOffsets> {
+    Ok(sockopt::xdp_mmap_offsets(socket)?)
+}
+
+/// Whether a mapping's pages are there from the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Prefault {
+    /// All at once (`MAP_POPULATE`).
+    Yes,
+    /// Each when it is first touched.
+    No,
+}
+
+/// A shared, writable mapping of a file or of a ring; unmapped when dropped.
+///
+/// It gives an address and no reference: the kernel and other processes may write there at any time.
+#[derive(Debug)]
+pub struct Mapping {
+    start: NonNull<c_void>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread, and the type gives no access to its content.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; `&Mapping` tells an address and a length only.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `bytes` of `fd` from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// What mmap says; for a ring EINVAL where the socket lacks it or it is smaller, EBUSY on a bound socket below
+    /// about Linux 6.4 (`xsk_mmap`, net/xdp/xsk.c).
+    pub fn new(fd: impl AsFd, offset: u64, bytes: usize, prefault: Prefault) -> io::Result<Self> {
+        let flags = match prefault {
+            Prefault::Yes => MapFlags::SHARED | MapFlags::POPULATE,
+            Prefault::No => MapFlags::SHARED,
+        };
+        // SAFETY: without MAP_FIXED the kernel picks addresses that nothing uses, so no existing object changes.
+        let start = unsafe {
+            rustix::mm::mmap(
+                ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                flags,
+                fd,
+                offset,
+            )?
+        };
+        let start = NonNull::new(start).ok_or(Errno::NOMEM)?;
+        Ok(Self { start, bytes })
+    }
+
+    /// Its first byte. Aligned to a page.
+    pub fn start(&self) -> NonNull<u8> {
+        self.start.cast()
+    }
+
+    /// Its length in bytes; never zero.
+    #[expect(clippy::len_without_is_empty, reason = "the kernel maps no empty range")]
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    fn address(&self) -> u64 {
+        // An address fits in 64 bits on every machine that Linux runs on.
+        self.start.addr().get() as u64
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: exactly the range that `new` mapped; only this value knows it, and whoever took a pointer from
+        // `start` did so in unsafe code that answers for its lifetime.
+        let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr(), self.bytes) };
+        debug_assert!(unmapped.is_ok(), "munmap of a mapping of our own: {unmapped:?}");
+    }
+}
+
+/// Why a message with fds was not taken. Every fd that came with it has been closed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// The call itself failed.
+    #[error("recvmsg: {0}")]
+    Io(#[from] io::Error),
+    /// The kernel had to drop fds: too many, or this process may open no more (RLIMIT_NOFILE).
+    #[error("file descriptors were lost on the way: check this process's limit of open files (ulimit -n)")]
+    Truncated,
+    /// More than the caller expects at all.
+    #[error("{received} file descriptors came, at most {limit} were expected")]
+    TooManyFds {
+        /// How many came.
+        received: usize,
+        /// How many would have been fine.
+        limit: usize,
+    },
+}
+
+/// Reads from a stream socket and takes the fds that come with the bytes, close-on-exec, at most `limit`.
+/// Zero bytes: the other side has closed.
+///
+/// # Errors
+///
+/// [`ReceiveError`]; no fd stays open then.
+pub fn receive_with_fds(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    limit: usize,
+) -> Result<(usize, Vec<OwnedFd>), ReceiveError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [io::IoSliceMut::new(buffer)];
+    let message = rustix::net::recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)
+        .map_err(io::Error::from)?;
+    // Taken before anything is judged, so that every fd has an owner that closes it.
+    let fds: Vec<OwnedFd> = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    if message.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(ReceiveError::Truncated);
+    }
+    if fds.len() > limit {
+        return Err(ReceiveError::TooManyFds {
+            received: fds.len(),
+            limit,
+        });
+    }
+    Ok((message.bytes, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use rustix::io::FdFlags;
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+    use super::*;
+
+    fn send_copies(stream: &UnixStream, count: usize) {
+        let fds = vec![stream.as_fd(); count];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        rustix::net::sendmsg(
+            stream,
+            &[io::IoSlice::new(b"x")],
+            &mut control,
+            SendFlags::empty(),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn fds_come_close_on_exec() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        send_copies(&theirs, 3);
+        let (bytes, fds) = receive_with_fds(ours.as_fd(), &mut [0; 8], 3).unwrap();
+        assert_eq!((bytes, fds.len()), (1, 3));
+        for fd in fds {
+            assert!(rustix::io::fcntl_getfd(&fd).unwrap().contains(FdFlags::CLOEXEC));
+        }
+    }
+
+    #[test]
+    fn unexpected_fds_are_refused_and_closed() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        send_copies(&theirs, 2);
+        drop(theirs);
+        let refused = receive_with_fds(ours.as_fd(), &mut [0; 8], 1);
+        assert!(matches!(
+            refused,
+            Err(ReceiveError::TooManyFds {
+                received: 2,
+                limit: 1
+            })
+        ));
+        // The fds were the other end itself: its last copies are closed, so we read the end of the stream.
+        assert_eq!(receive_with_fds(ours.as_fd(), &mut [0; 8], 1).unwrap().0, 0);
+    }
+
+    #[test]
+    fn is_bound_asks_xdp_sockets_only() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        assert!(is_bound(&ours).is_err());
+    }
+
+    #[test]
+    fn a_socket_of_ours_is_unbound_and_confined() {
+        // Where the tests may not make the socket, the end-to-end tests show the same with one that they are given.
+        let Ok(socket) = xdp_socket() else { return };
+        assert!(!is_bound(&socket).unwrap());
+        assert!(!is_zero_copy(&socket).unwrap());
+        assert_eq!(statistics(&socket).unwrap(), Statistics::default());
+        confine_to_device(&socket, 1).unwrap();
+        for ring in Ring::ALL {
+            create_ring(&socket, ring, 64).unwrap();
+            assert!(create_ring(&socket, ring, 64).is_err());
+        }
+        assert!(mmap_offsets(&socket).unwrap().rx.flags.is_some());
+    }
+}
