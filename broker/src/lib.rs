@@ -1,1 +1,21 @@
-//! placeholder
+//! xsk-broker: hands AF_XDP sockets to unprivileged processes, by policy, per queue, over SCM_RIGHTS.
+//!
+//! One binary is the daemon and its command line; this library is what both, the tests and the fuzzers share.
+//! Read [`grant`] first: it is one grant from top to bottom. [`end`] is its counterpart.
+
+pub mod audit;
+pub mod charge;
+pub mod cli;
+pub mod connection;
+pub mod device;
+pub mod end;
+pub mod engine;
+pub mod error;
+pub mod grant;
+pub mod identity;
+pub mod kernel;
+pub mod lease;
+pub mod policy;
+pub mod privileges;
+pub mod report;
+pub mod server;

@@ -31,6 +31,9 @@ pub const SERVICE_INTERFACE: &str = "org.varlink.service";
 /// The interface's description, as `org.varlink.service.GetInterfaceDescription` returns it.
 pub const DESCRIPTION: &str = include_str!("broker.varlink");
 
+/// The standard interface's description, with the errors that are in use beside it.
+pub const SERVICE_DESCRIPTION: &str = include_str!("service.varlink");
+
 /// Where the broker listens for everybody; its policy decides.
 pub const DEFAULT_SOCKET: &str = "/run/xsk-broker/broker.sock";
 

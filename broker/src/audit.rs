@@ -1,0 +1,179 @@
+//! The audit log: one JSON object a line for each decision and for what became of it.
+//!
+//! It is written by the engine, in the order in which things happened. A line that cannot be written is reported in
+//! the ordinary log and does not stop the broker.
+
+use std::fmt;
+use std::io::Write;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use xsk_client::wire::{InterfaceName, QueueLock, QueueSet, SocketKind, XdpMode};
+
+use crate::identity::Peer;
+use crate::lease::Lease;
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// The daemon serves.
+    Started,
+    /// A request was granted, its sockets are on their way.
+    Granted,
+    /// A request was refused.
+    Refused,
+    /// A request could not be done, for a reason of our own.
+    Failed,
+    /// Packets are redirected to a lease's sockets.
+    Activated,
+    /// A holder bound its socket to something else than it was granted.
+    RogueBind,
+    /// A lease has ended.
+    Ended,
+    /// The kernel has let go of an ended lease's queues.
+    Freed,
+    /// The XDP program was attached to a device.
+    Attached,
+    /// The daemon ends.
+    Stopped,
+}
+
+/// One line. Members that say nothing are left out.
+#[derive(Debug, Serialize)]
+pub struct Line<'a> {
+    time: String,
+    event: Event,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interface: Option<&'a InterfaceName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queues: Option<&'a QueueSet>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sockets: Option<SocketKind>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none", rename = "queueLock")]
+    queue_lock: Option<QueueLock>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    xdp: Option<XdpMode>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+}
+
+impl<'a> Line<'a> {
+    /// A line about nobody yet.
+    pub fn new(event: Event) -> Self {
+        Self {
+            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            event,
+            lease: None,
+            uid: None,
+            gid: None,
+            pid: None,
+            interface: None,
+            queues: None,
+            sockets: None,
+            rule: None,
+            queue_lock: None,
+            xdp: None,
+            label: None,
+            reason: None,
+            message: None,
+        }
+    }
+
+    /// About a peer.
+    #[must_use]
+    pub fn peer(self, peer: &Peer) -> Self {
+        let (subject, process) = (peer.subject(), peer.process());
+        Self { uid: Some(subject.uid), gid: Some(subject.gid), pid: Some(process.pid()), ..self }
+    }
+
+    /// About a lease and its requester.
+    #[must_use]
+    pub fn lease(self, lease: &'a Lease) -> Self {
+        let terms = lease.terms();
+        Self {
+            lease: Some(lease.id().0),
+            interface: Some(&lease.device().name),
+            queues: Some(terms.queues()),
+            sockets: Some(terms.sockets()),
+            rule: Some(terms.rule()),
+            queue_lock: Some(terms.settings().queue_lock),
+            xdp: Some(lease.redirect().mode()),
+            label: lease.label.as_deref(),
+            ..self.peer(lease.requester())
+        }
+    }
+
+    /// About queues of a device.
+    #[must_use]
+    pub fn target(self, interface: &'a InterfaceName, queues: &'a QueueSet) -> Self {
+        Self { interface: Some(interface), queues: Some(queues), ..self }
+    }
+
+    /// About a device.
+    #[must_use]
+    pub fn device(self, interface: &'a InterfaceName, xdp: XdpMode) -> Self {
+        Self { interface: Some(interface), xdp: Some(xdp), ..self }
+    }
+
+    /// By this rule.
+    #[must_use]
+    pub fn rule(self, rule: Option<&'a str>) -> Self {
+        Self { rule, ..self }
+    }
+
+    /// For this reason, a word for programs.
+    #[must_use]
+    pub fn reason(self, reason: &'a str) -> Self {
+        Self { reason: Some(reason), ..self }
+    }
+
+    /// In these words, for people.
+    #[must_use]
+    pub fn message(self, message: &'a str) -> Self {
+        Self { message: Some(message), ..self }
+    }
+}
+
+/// Where the lines go.
+pub struct Audit(Box<dyn Write + Send>);
+
+impl Audit {
+    /// Writes to this.
+    pub fn new(sink: Box<dyn Write + Send>) -> Self {
+        Self(sink)
+    }
+
+    /// Writes one line.
+    pub fn write(&mut self, line: &Line<'_>) {
+        let written = serde_json::to_vec(line).map_err(std::io::Error::from).and_then(|mut bytes| {
+            bytes.push(b'\n');
+            // One write for a line: lines of several writers to one file stay whole.
+            self.0.write_all(&bytes)?;
+            self.0.flush()
+        });
+        if let Err(error) = written {
+            tracing::error!(%error, ?line, "cannot write to the audit log");
+        }
+    }
+}
+
+impl fmt::Debug for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Audit")
+    }
+}

@@ -1,0 +1,378 @@
+//! One client's connection: identity once, then requests, one at a time.
+//!
+//! A request has one absolute deadline from its first byte. A wrong request gets an error and the connection lives on;
+//! bytes that are no request end this connection and no other. Fds that a client sends are dropped unseen: everything
+//! is read with plain read(2).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use sendfd::SendWithFd;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout_at};
+use xsk_client::wire::{
+    self, Acquire, Activate, BrokerError, Call, Explain, FramingError, INTERFACE, InterfaceDescription, LeaseReference,
+    MAX_MESSAGE_BYTES, MessageBuffer, SERVICE_INTERFACE, ServiceError, ServiceInfo, encode,
+};
+
+use crate::charge::Charge;
+use crate::end::{self, Reason};
+use crate::engine::EngineHandle;
+use crate::error::{Error, Failure, chain};
+use crate::grant::{self, HandOver};
+use crate::identity::Peer;
+use crate::kernel::peer::unread_bytes;
+use crate::lease::LeaseId;
+use crate::report::{self, Scope};
+
+/// From the first byte of a request to its last, and from the first byte of a reply to its last.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long an `Acquire` waits for a queue whose last holder is gone while the kernel still holds it.
+const LINGER_PATIENCE: Duration = Duration::from_millis(500);
+
+/// One client.
+#[derive(Debug)]
+pub struct Connection {
+    /// The stream that it came over.
+    pub stream: UnixStream,
+    /// Who it is.
+    pub peer: Arc<Peer>,
+    /// Which of the two sockets it came to.
+    pub scope: Scope,
+    /// The way to the engine.
+    pub engine: EngineHandle,
+    /// Its place among the connections of its uid.
+    pub charge: Charge,
+}
+
+/// Why a connection was closed from our side.
+#[derive(Debug, thiserror::Error)]
+enum Closed {
+    #[error("the request was not whole within {} s", DEADLINE.as_secs())]
+    RequestDeadline,
+    #[error("the reply was not taken within {} s", DEADLINE.as_secs())]
+    ReplyDeadline,
+    #[error(transparent)]
+    Framing(#[from] FramingError),
+    #[error("not a call: {0}")]
+    Malformed(#[from] serde_json::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What goes back.
+enum Answer {
+    Message(Vec<u8>),
+    Grant(Box<HandOver>),
+}
+
+impl Connection {
+    /// Serves the client until it hangs up or misbehaves.
+    pub async fn serve(mut self) {
+        let (uid, pid) = (self.peer.subject().uid, self.peer.process().pid());
+        match self.serve_requests().await {
+            Ok(()) => tracing::debug!(uid, pid, "client hung up"),
+            Err(closed) => tracing::info!(uid, pid, "connection closed: {closed}"),
+        }
+    }
+
+    async fn serve_requests(&mut self) -> Result<(), Closed> {
+        let mut buffer = MessageBuffer::new(MAX_MESSAGE_BYTES);
+        while let Some(message) = self.next_message(&mut buffer).await? {
+            let call: Call<'_> = wire::object(&mut serde_json::Deserializer::from_slice(&message))?;
+            let answer = self.answer(&call).await;
+            if call.oneway {
+                // A grant that nobody wants to hear of ends here.
+                drop(answer);
+                continue;
+            }
+            match answer.map_err(|error| self.error_message(error, &call))  {
+                Ok(Answer::Message(message)) | Err(message) => self.send(&message).await?,
+                Ok(Answer::Grant(hand_over)) => self.send_grant(*hand_over, &call).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The next whole message. `None`: the client hung up, in the middle of one or not.
+    async fn next_message(&self, buffer: &mut MessageBuffer) -> Result<Option<Vec<u8>>, Closed> {
+        let mut deadline = None;
+        loop {
+            if let Some(message) = buffer.next_message()? {
+                return Ok(Some(message));
+            }
+            if !buffer.is_empty() && deadline.is_none() {
+                deadline = Some(Instant::now() + DEADLINE);
+            }
+            let ready = self.stream.readable();
+            match deadline {
+                Some(deadline) => timeout_at(deadline, ready).await.map_err(|_| Closed::RequestDeadline)??,
+                None => ready.await?,
+            }
+            let mut bytes = [0; 4096];
+            match self.stream.try_read(&mut bytes) {
+                Ok(0) => return Ok(None),
+                Ok(count) => buffer.extend(bytes.get(..count).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Does what a call asks for.
+    async fn answer(&self, call: &Call<'_>) -> Result<Answer, RequestError> {
+        if call.upgrade {
+            return Err(invalid(call, "this service grants no upgrade").into());
+        }
+        let (interface, method) = call.method.rsplit_once('.').unwrap_or(("", &call.method));
+        match interface {
+            INTERFACE => self.broker_method(call, method).await,
+            SERVICE_INTERFACE => service_method(call, method),
+            _ => Err(ServiceError::InterfaceNotFound { interface: interface.to_owned() }.into()),
+        }
+    }
+
+    async fn broker_method(&self, call: &Call<'_>, method: &str) -> Result<Answer, RequestError> {
+        let (peer, scope) = (Arc::clone(&self.peer), self.scope);
+        match method {
+            "Acquire" => {
+                let acquire = parameters::<Acquire>(call)?;
+                Ok(Answer::Grant(Box::new(self.acquire(acquire).await?)))
+            }
+            "Activate" => {
+                let id = LeaseId(parameters::<Activate>(call)?.lease);
+                reply(&self.engine.call(move |engine| grant::activate(engine, &peer, id)).await??)
+            }
+            "Release" => {
+                let id = LeaseId(parameters::<LeaseReference>(call)?.lease);
+                self.engine.call(move |engine| end::release(engine, &peer, id)).await?;
+                reply(&Empty {})
+            }
+            "ListLeases" => {
+                let Empty {} = parameters(call)?;
+                reply(&self.engine.call(move |engine| report::leases(engine, scope, &peer)).await?)
+            }
+            "ListInterfaces" => {
+                let Empty {} = parameters(call)?;
+                reply(&self.engine.call(move |engine| report::interfaces(engine, scope, &peer)).await??)
+            }
+            "Explain" => {
+                let explain = parameters::<Explain>(call)?;
+                if scope == Scope::Own && (explain.uid.is_some() || explain.gids.is_some()) {
+                    return Err(ServiceError::PermissionDenied {}.into());
+                }
+                reply(&self.engine.call(move |engine| report::explain(engine, scope, &peer, explain)).await?)
+            }
+            "GetStatus" | "Revoke" if scope == Scope::Own => Err(ServiceError::PermissionDenied {}.into()),
+            "GetStatus" => {
+                let Empty {} = parameters(call)?;
+                reply(&self.engine.call(report::status).await?)
+            }
+            "Revoke" => {
+                let id = LeaseId(parameters::<LeaseReference>(call)?.lease);
+                self.engine.call(move |engine| end::revoke(engine, id)).await??;
+                reply(&Empty {})
+            }
+            _ => Err(ServiceError::MethodNotFound { method: call.method.clone().into_owned() }.into()),
+        }
+    }
+
+    /// Acquires, with some patience for queues that the kernel is about to let go of. Only this client waits.
+    async fn acquire(&self, call: Acquire) -> Result<HandOver, Error> {
+        let give_up = Instant::now() + LINGER_PATIENCE;
+        loop {
+            let (handle, peer, this_call) = (self.engine.clone(), Arc::clone(&self.peer), call.clone());
+            let result =
+                self.engine.call(move |engine| grant::acquire(engine, &handle, &peer, this_call)).await?;
+            match result {
+                Err(Error::Refused(BrokerError::QueueBusy { retry_after_ms: Some(wait_ms), .. }))
+                    if Instant::now() + Duration::from_millis(wait_ms) < give_up =>
+                {
+                    sleep(Duration::from_millis(wait_ms)).await;
+                }
+                Ok(hand_over) => return Ok(hand_over),
+                Err(error) => {
+                    let peer = Arc::clone(&self.peer);
+                    return self
+                        .engine
+                        .call(move |engine| {
+                            grant::refused(engine, &peer, &call, &error);
+                            Err(error)
+                        })
+                        .await?;
+                }
+            }
+        }
+    }
+
+    async fn send(&mut self, message: &[u8]) -> Result<(), Closed> {
+        let deadline = Instant::now() + DEADLINE;
+        timeout_at(deadline, self.stream.write_all(message)).await.map_err(|_| Closed::ReplyDeadline)??;
+        Ok(())
+    }
+
+    /// Sends a reply whose first byte carries fds, and has the holder watched from then on.
+    async fn send_grant(&mut self, mut hand_over: HandOver, call: &Call<'_>) -> Result<(), Closed> {
+        // Before anything is sent: a lease that nobody watches would never end.
+        let watch = self.peer.process().pidfd().try_clone_to_owned();
+        let watch = watch.and_then(|pidfd| AsyncFd::with_interest(pidfd, Interest::READABLE));
+        let message = watch
+            .map_err(|source| Failure::kernel("epoll", "the client's pidfd", source).into())
+            .and_then(|watch| Ok((watch, encode(&Success { parameters: &hand_over.reply }).map_err(unencodable)?)));
+        let (watch, message) = match message {
+            Ok(ready) => ready,
+            Err(error) => {
+                drop(hand_over);
+                let message = self.error_message(error, call);
+                return self.send(&message).await;
+            }
+        };
+
+        let fds = std::mem::take(&mut hand_over.fds);
+        let deadline = Instant::now() + DEADLINE;
+        timeout_at(deadline, self.send_with_fds(&message, &fds)).await.map_err(|_| Closed::ReplyDeadline)??;
+        if let Some((lease, ended)) = hand_over.delivered() {
+            tokio::spawn(watch_holder(watch, lease, ended, self.engine.clone()));
+        }
+        Ok(())
+    }
+
+    async fn send_with_fds(&mut self, message: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
+        /// Replies that pile up in a socket are read together by some Varlink clients, which then lose the fds of all
+        /// but one (libsystemd 257 and 262).
+        const UNREAD_LOOK: Duration = Duration::from_millis(2);
+
+        while unread_bytes(self.stream.as_fd())? > 0 {
+            sleep(UNREAD_LOOK).await;
+        }
+        let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let sent = loop {
+            self.stream.writable().await?;
+            match self.stream.try_io(Interest::WRITABLE, || self.stream.send_with_fd(message, &fds)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => break result?,
+            }
+        };
+        self.stream.write_all(message.get(sent..).unwrap_or_default()).await
+    }
+
+    /// An error as it goes over the wire. Failures of ours are opaque there and whole in the log.
+    fn error_message(&self, error: impl Into<RequestError>, call: &Call<'_>) -> Vec<u8> {
+        static INCIDENTS: AtomicU64 = AtomicU64::new(1);
+
+        let encoded = match error.into() {
+            RequestError::Service(error) => encode(&error),
+            RequestError::Request(Error::Refused(error)) => encode(&error),
+            RequestError::Request(Error::Failed(failure)) => {
+                let incident = INCIDENTS.fetch_add(1, Ordering::Relaxed);
+                let (uid, pid) = (self.peer.subject().uid, self.peer.process().pid());
+                tracing::error!(incident, uid, pid, method = %call.method, "request failed: {}", chain(&failure));
+                let message = format!("the broker could not do it; its log has the cause under incident {incident}");
+                encode(&BrokerError::Failed { message })
+            }
+        };
+        encoded.unwrap_or_else(|_| b"{\"error\":\"org.xskbroker.Broker.Failed\",\"parameters\":{\"message\":\"\"}}\0".to_vec())
+    }
+}
+
+/// Why a request was not done: an error of the broker's interface, or of every Varlink service.
+enum RequestError {
+    Service(ServiceError),
+    Request(Error),
+}
+
+impl From<ServiceError> for RequestError {
+    fn from(error: ServiceError) -> Self {
+        Self::Service(error)
+    }
+}
+
+impl<E: Into<Error>> From<E> for RequestError {
+    fn from(error: E) -> Self {
+        Self::Request(error.into())
+    }
+}
+
+/// Ends the lease when its holder exits.
+async fn watch_holder(
+    pidfd: AsyncFd<OwnedFd>,
+    lease: LeaseId,
+    ended: oneshot::Receiver<()>,
+    engine: EngineHandle,
+) {
+    tokio::select! {
+        // The lease dropped its side: it has ended in another way.
+        _ = ended => {}
+        // A pidfd is readable once its process has exited, and an error here means that it cannot be watched.
+        _ = pidfd.readable() => engine.post(move |engine| end::end(engine, lease, Reason::HolderExited)),
+    }
+}
+
+/// `org.varlink.service`.
+fn service_method(call: &Call<'_>, method: &str) -> Result<Answer, RequestError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct GetInterfaceDescription {
+        interface: String,
+    }
+
+    match method {
+        "GetInfo" => {
+            let Empty {} = parameters(call)?;
+            reply(&ServiceInfo {
+                vendor: "xsk-broker".into(),
+                product: "xsk-broker".into(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                url: env!("CARGO_PKG_REPOSITORY").into(),
+                interfaces: vec![SERVICE_INTERFACE.into(), INTERFACE.into()],
+            })
+        }
+        "GetInterfaceDescription" => {
+            let wanted = parameters::<GetInterfaceDescription>(call)?.interface;
+            let description = match wanted.as_str() {
+                INTERFACE => wire::DESCRIPTION,
+                SERVICE_INTERFACE => wire::SERVICE_DESCRIPTION,
+                _ => return Err(ServiceError::InterfaceNotFound { interface: wanted }.into()),
+            };
+            reply(&InterfaceDescription { description: description.into() })
+        }
+        _ => Err(ServiceError::MethodNotFound { method: call.method.clone().into_owned() }.into()),
+    }
+}
+
+/// No parameters, no result.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Empty {}
+
+#[derive(Serialize)]
+struct Success<'a, T> {
+    parameters: &'a T,
+}
+
+fn reply(parameters: &impl Serialize) -> Result<Answer, RequestError> {
+    encode(&Success { parameters }).map(Answer::Message).map_err(|error| unencodable(error).into())
+}
+
+/// A call's parameters, strictly; none are an empty object.
+fn parameters<T: for<'de> Deserialize<'de>>(call: &Call<'_>) -> Result<T, Error> {
+    let json = call.parameters.map_or("{}", |parameters| parameters.get());
+    wire::object(&mut serde_json::Deserializer::from_str(json)).map_err(|error| invalid(call, error).into())
+}
+
+fn invalid(call: &Call<'_>, what: impl std::fmt::Display) -> BrokerError {
+    BrokerError::InvalidRequest { message: format!("parameters of {}: {what}", call.method) }
+}
+
+fn unencodable(error: serde_json::Error) -> Error {
+    Failure::kernel("encoding of", "a reply", io::Error::from(error)).into()
+}

@@ -1,0 +1,218 @@
+//! Who is at the other end of a connection, as the kernel attests it and never as a message says.
+//!
+//! A [`Peer`] is made from a connection and from nothing else. Its credentials are those of the connect(2) call;
+//! its [`Process`] is pinned by a pidfd, so that a reused pid is never mistaken for it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::kernel::peer::{peer_groups, peer_pidfd};
+
+/// Whom a policy speaks about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// Effective uid at connect(2).
+    pub uid: u32,
+    /// Effective gid at connect(2).
+    pub gid: u32,
+    /// Supplementary groups at connect(2).
+    pub groups: Vec<u32>,
+}
+
+/// Who connected.
+#[derive(Debug)]
+pub struct Peer {
+    subject: Subject,
+    process: Arc<Process>,
+}
+
+impl Peer {
+    /// Asks the kernel about a connection that was just accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError`]: the connection is to be closed, there is nobody to answer.
+    pub fn from_connection(socket: BorrowedFd<'_>) -> Result<Self, IdentityError> {
+        let credentials = rustix::net::sockopt::socket_peercred(socket)
+            .map_err(|source| IdentityError::Ask { option: "SO_PEERCRED", source: source.into() })?;
+        let groups =
+            peer_groups(socket).map_err(|source| IdentityError::Ask { option: "SO_PEERGROUPS", source })?;
+        let uid = credentials.uid.as_raw();
+        let process = match peer_pidfd(socket) {
+            Ok(pidfd) => Process::new(credentials.pid, pidfd)?,
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+                Process::by_pid(credentials.pid, uid, socket)?
+            }
+            Err(_reaped) => return Err(IdentityError::Gone),
+        };
+        Ok(Self { subject: Subject { uid, gid: credentials.gid.as_raw(), groups }, process: Arc::new(process) })
+    }
+
+    /// Its user and groups.
+    pub fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Arc<Process> {
+        &self.process
+    }
+}
+
+/// A process, pinned by a pidfd.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    pidfd: OwnedFd,
+    inode: u64,
+    start_ticks: u64,
+}
+
+impl Process {
+    fn new(pid: Pid, pidfd: OwnedFd) -> Result<Self, IdentityError> {
+        let stat = rustix::fs::fstat(&pidfd)
+            .map_err(|source| IdentityError::Ask { option: "fstat of the pidfd", source: source.into() })?;
+        let pid = u32::try_from(pid.as_raw_nonzero().get()).map_err(|_| IdentityError::Gone)?;
+        let start_ticks = start_ticks(pid)?;
+        let process = Self { pid, pidfd, inode: stat.st_ino, start_ticks };
+        // The start time was read by pid: it is this process's only if the process still is.
+        if process.has_exited() { Err(IdentityError::Gone) } else { Ok(process) }
+    }
+
+    /// Where there is no SO_PEERPIDFD (before Linux 6.5): open the pid, then make sure that it is still the one
+    /// that connected. A pid that was reused in between belongs to another uid or to a process whose start is
+    /// later than the connection; that it died at all shows as the end of the connection.
+    fn by_pid(pid: Pid, uid: u32, socket: BorrowedFd<'_>) -> Result<Self, IdentityError> {
+        let now = boot_ticks();
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| IdentityError::Gone)?;
+        let process = Self::new(pid, pidfd)?;
+        let owner = std::fs::metadata(format!("/proc/{}", process.pid)).map_err(|_| IdentityError::Gone)?;
+        let same_user = std::os::unix::fs::MetadataExt::uid(&owner) == uid || uid == 0;
+        if !same_user || process.start_ticks > now || hung_up(socket) || process.has_exited() {
+            return Err(IdentityError::Gone);
+        }
+        Ok(process)
+    }
+
+    /// Its id in our pid namespace.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The inode number of its pidfd: unique for each process from Linux 6.9 (pidfs), the same for all before.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Its pidfd, readable once it has exited (pidfd_open(2)).
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Whether it is no more.
+    pub fn has_exited(&self) -> bool {
+        ready(self.pidfd(), PollFlags::IN)
+    }
+
+    /// Whether both are one process. The inode alone decides from Linux 6.9; before it is one and the same for
+    /// all pidfds, and pid with start time decide.
+    pub fn is(&self, other: &Self) -> bool {
+        (self.inode, self.pid, self.start_ticks) == (other.inode, other.pid, other.start_ticks)
+    }
+}
+
+/// Why it is not known who connected.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The kernel did not say.
+    #[error("{option} of a new connection")]
+    Ask {
+        /// What was asked.
+        option: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The process is gone already, or cannot be told from another one.
+    #[error("the process that connected is gone")]
+    Gone,
+}
+
+fn ready(fd: BorrowedFd<'_>, flags: PollFlags) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // EINTR cannot be: a poll that does not wait is not interrupted. Any other error means a broken fd, and then
+    // it is right to say that nothing keeps the process.
+    poll(&mut fds, Some(&at_once)).map_or(true, |count| count > 0)
+}
+
+fn hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&at_once)).is_err()
+        || fds.iter().any(|fd| fd.revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR))
+}
+
+/// Field 22 of /proc/PID/stat (proc_pid_stat(5)): when the process started, in clock ticks since boot.
+fn start_ticks(pid: u32) -> Result<u64, IdentityError> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| IdentityError::Gone)?;
+    // The second field is the command's name in parentheses, and may hold anything, parentheses too.
+    let fields = stat.rsplit_once(") ").map(|(_, fields)| fields);
+    fields.and_then(|fields| fields.split(' ').nth(19)?.parse().ok()).ok_or(IdentityError::Gone)
+}
+
+/// Now, in the same unit.
+fn boot_ticks() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let per_second = rustix::param::clock_ticks_per_second();
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
+    seconds * per_second + nanos * per_second / 1_000_000_000
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn both_ends_of_a_pair_are_this_process() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let peer = Peer::from_connection(ours.as_fd()).unwrap();
+        assert_eq!(peer.subject().uid, rustix::process::geteuid().as_raw());
+        assert_eq!(peer.process().pid(), std::process::id());
+        assert!(!peer.process().has_exited());
+        assert!(peer.process().is(Peer::from_connection(theirs.as_fd()).unwrap().process()));
+    }
+
+    #[test]
+    fn the_way_without_peerpidfd_agrees() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let peer = Peer::from_connection(ours.as_fd()).unwrap();
+        let pid = rustix::process::getpid();
+        let uid = peer.subject().uid;
+        let process = Process::by_pid(pid, uid, ours.as_fd()).unwrap();
+        assert!(process.is(peer.process()));
+        drop(theirs);
+        assert!(matches!(Process::by_pid(pid, uid, ours.as_fd()), Err(IdentityError::Gone)));
+    }
+
+    #[test]
+    fn two_processes_differ_and_an_exit_shows() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let here = Peer::from_connection(ours.as_fd()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        let other = Process::new(pid, pidfd_open(pid, PidfdFlags::empty()).unwrap()).unwrap();
+        assert!(!other.is(here.process()));
+        assert!(!other.has_exited());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(other.has_exited());
+    }
+}

@@ -1,0 +1,10 @@
+//! The kernel objects of a grant: sockets, the XDP program and its map, and what only the kernel can tell.
+//!
+//! Only the engine's thread makes them, and only with [`Terms`](crate::policy::Terms) in its hand.
+
+pub mod ethtool;
+pub mod netlink;
+pub mod peer;
+pub mod pins;
+pub mod redirect;
+pub mod xsk;

@@ -1,0 +1,339 @@
+//! Questions to the kernel about devices and routes, and its news of devices that go: rtnetlink(7), and the
+//! generic family `netdev` (Documentation/netlink/specs/netdev.yaml). Nothing here needs a capability.
+//!
+//! Each question opens a socket of its own: a socket that was kept would carry the answers of one that failed.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteNextHop};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+use netlink_sys::{Socket, SocketAddr};
+use xsk_client::wire::InterfaceName;
+
+/// RTNLGRP_LINK, include/uapi/linux/rtnetlink.h.
+const RTNLGRP_LINK: u32 = 1;
+
+/// What rtnetlink says about one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// RX and TX queues that were allocated for it.
+    pub allocated_queues: u32,
+    /// The bridge, bond or other device that it is a port of.
+    pub controller: Option<u32>,
+    /// The XDP program that is attached, and where.
+    pub xdp: Option<(XdpAttached, u32)>,
+}
+
+/// Looks a device up by its name, in this network namespace.
+///
+/// # Errors
+///
+/// ENODEV where there is none.
+pub fn link(interface: &InterfaceName) -> io::Result<Link> {
+    let mut question = LinkMessage::default();
+    question.attributes.push(LinkAttribute::IfName(interface.to_string()));
+    let answers = ask(RouteNetlinkMessage::GetLink(question), NLM_F_REQUEST | NLM_F_ACK)?;
+    let link = answers.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
+    });
+    link.as_ref().map(read_link).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+}
+
+/// The names of all devices of this network namespace.
+///
+/// # Errors
+///
+/// As the kernel says.
+pub fn device_names() -> io::Result<Vec<InterfaceName>> {
+    let answers = ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_REQUEST | NLM_F_DUMP)?;
+    let names = answers.iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => name.parse().ok(),
+            _ => None,
+        }),
+        _ => None,
+    });
+    Ok(names.collect())
+}
+
+/// Whether there is a device of this index in this network namespace.
+pub fn device_exists(index: u32) -> bool {
+    let mut question = LinkMessage::default();
+    question.header.index = index;
+    ask(RouteNetlinkMessage::GetLink(question), NLM_F_REQUEST | NLM_F_ACK).is_ok()
+}
+
+fn read_link(message: &LinkMessage) -> Link {
+    let mut link =
+        Link { index: message.header.index, allocated_queues: 1, controller: None, xdp: None };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::NumRxQueues(count) | LinkAttribute::NumTxQueues(count) => {
+                link.allocated_queues = link.allocated_queues.max(*count);
+            }
+            LinkAttribute::Controller(index) => link.controller = Some(*index),
+            LinkAttribute::Xdp(xdp) => {
+                let attached = xdp.iter().find_map(|info| match info {
+                    LinkXdp::Attached(attached) if *attached != XdpAttached::None => Some(*attached),
+                    _ => None,
+                });
+                let program = xdp.iter().find_map(|info| match info {
+                    LinkXdp::ProgId(id) => Some(*id),
+                    _ => None,
+                });
+                link.xdp = attached.map(|attached| (attached, program.unwrap_or(0)));
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+/// Whether a default route, of IPv4 or IPv6 and in any table, leaves by this device.
+///
+/// # Errors
+///
+/// As the kernel says.
+pub fn carries_default_route(index: u32) -> io::Result<bool> {
+    let answers = ask(RouteNetlinkMessage::GetRoute(RouteMessage::default()), NLM_F_REQUEST | NLM_F_DUMP)?;
+    Ok(answers.iter().any(|answer| match answer {
+        RouteNetlinkMessage::NewRoute(route) => {
+            route.header.destination_prefix_length == 0
+                && route.attributes.iter().any(|attribute| leaves_by(attribute, index))
+        }
+        _ => false,
+    }))
+}
+
+fn leaves_by(attribute: &RouteAttribute, index: u32) -> bool {
+    match attribute {
+        RouteAttribute::Oif(out) => *out == index,
+        RouteAttribute::MultiPath(hops) => {
+            hops.iter().any(|hop: &RouteNextHop| hop.interface_index == index)
+        }
+        _ => false,
+    }
+}
+
+/// Sends one question and collects all answers.
+fn ask(question: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(question));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+
+    let mut answers = Vec::new();
+    for datagram in exchange(NETLINK_ROUTE, &bytes, flags & NLM_F_DUMP == NLM_F_DUMP)? {
+        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+        if let NetlinkPayload::InnerMessage(inner) = answer.payload {
+            answers.push(inner);
+        }
+    }
+    Ok(answers)
+}
+
+/// Bit 3 of NETDEV_A_DEV_XDP_FEATURES (`NETDEV_XDP_ACT_XSK_ZEROCOPY`, include/uapi/linux/netdev.h).
+const XSK_ZEROCOPY: u64 = 1 << 3;
+
+/// Whether the driver says that it can do zero-copy AF_XDP. A "yes" is no proof (a virtio-net without IOMMU says
+/// it too), a "no" is one: `xp_assign_dev` (net/xdp/xsk_buff_pool.c) goes by this bit.
+///
+/// # Errors
+///
+/// ENOENT before Linux 6.3, which has no such family.
+pub fn may_do_zero_copy(index: u32) -> io::Result<bool> {
+    const GENL_ID_CTRL: u16 = 0x10;
+    const CTRL_CMD_GETFAMILY: u8 = 3;
+    const CTRL_ATTR_FAMILY_ID: u16 = 1;
+    const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+    const NETDEV_CMD_DEV_GET: u8 = 1;
+    const NETDEV_A_DEV_IFINDEX: u16 = 1;
+    const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
+
+    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    let family = generic(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, b"netdev\0")?;
+    let id = attribute(&family, CTRL_ATTR_FAMILY_ID).ok_or_else(invalid)?;
+    let id = u16::from_ne_bytes(id.get(..2).and_then(|id| id.try_into().ok()).ok_or_else(invalid)?);
+    let device = generic(id, NETDEV_CMD_DEV_GET, NETDEV_A_DEV_IFINDEX, &index.to_ne_bytes())?;
+    let features = attribute(&device, NETDEV_A_DEV_XDP_FEATURES).ok_or_else(invalid)?;
+    let features = u64::from_ne_bytes(features.get(..8).and_then(|f| f.try_into().ok()).ok_or_else(invalid)?);
+    Ok(features & XSK_ZEROCOPY != 0)
+}
+
+const NLMSG_HEADER_BYTES: usize = 16;
+const GENL_HEADER_BYTES: usize = 4;
+const ATTRIBUTE_HEADER_BYTES: usize = 4;
+
+/// One generic netlink question with one attribute; gives the attributes of the answer.
+fn generic(family: u16, command: u8, kind: u16, value: &[u8]) -> io::Result<Vec<u8>> {
+    let length = ATTRIBUTE_HEADER_BYTES + value.len();
+    let total = NLMSG_HEADER_BYTES + GENL_HEADER_BYTES + length.next_multiple_of(4);
+    let mut bytes = Vec::with_capacity(total);
+    bytes.extend(u32::try_from(total).map_err(io::Error::other)?.to_ne_bytes());
+    bytes.extend(family.to_ne_bytes());
+    bytes.extend((NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
+    // Sequence number and port: the kernel fills in the one, the other is 0 in the only question of a socket.
+    bytes.extend([0; 8]);
+    bytes.extend([command, 1, 0, 0]);
+    bytes.extend(u16::try_from(length).map_err(io::Error::other)?.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(total, 0);
+    let answer = exchange(NETLINK_GENERIC, &bytes, false)?.into_iter().next();
+    let answer = answer.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok(answer.get(NLMSG_HEADER_BYTES + GENL_HEADER_BYTES..).unwrap_or_default().to_vec())
+}
+
+/// Finds an attribute among others.
+fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
+        let value = bytes.get(ATTRIBUTE_HEADER_BYTES..length)?;
+        if kind & 0x3fff == wanted {
+            return Some(value);
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+/// Sends a question and splits the answer into messages, until its acknowledgement or the end of the dump.
+fn exchange(protocol: isize, question: &[u8], dump: bool) -> io::Result<Vec<Vec<u8>>> {
+    const NLMSG_ERROR: u16 = 2;
+    const NLMSG_DONE: u16 = 3;
+
+    let socket = Socket::new(protocol)?;
+    socket.send_to(question, &SocketAddr::new(0, 0), 0)?;
+    let mut messages = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        let mut rest = datagram.as_slice();
+        while let Some((length, kind)) = message_header(rest) {
+            let Some(message) = rest.get(..length) else { break };
+            match kind {
+                NLMSG_ERROR => {
+                    let code = message.get(16..20).and_then(|code| code.try_into().ok());
+                    let code = i32::from_ne_bytes(code.unwrap_or_default());
+                    // 0 is the acknowledgement that we asked for.
+                    return if code == 0 { Ok(messages) } else { Err(io::Error::from_raw_os_error(-code)) };
+                }
+                NLMSG_DONE if dump => return Ok(messages),
+                _ => messages.push(message.to_vec()),
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+fn message_header(bytes: &[u8]) -> Option<(usize, u16)> {
+    let length = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
+    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
+    (length >= NLMSG_HEADER_BYTES).then_some((length, kind))
+}
+
+/// News of devices, as the kernel multicasts them. Its fd is readable when there is some.
+#[derive(Debug)]
+pub struct LinkEvents(Socket);
+
+/// One piece of news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// The device of this index is gone: deleted, or moved to another network namespace.
+    Gone(u32),
+    /// The kernel had more news than the socket could hold: look at every device.
+    Lost,
+}
+
+impl LinkEvents {
+    /// Subscribes, in this network namespace.
+    ///
+    /// # Errors
+    ///
+    /// As socket(2), bind(2) and setsockopt(2).
+    pub fn subscribe() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.add_membership(RTNLGRP_LINK)?;
+        socket.set_non_blocking(true)?;
+        Ok(Self(socket))
+    }
+
+    /// Takes what has come. Empty: other news than what we look for.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::WouldBlock`] where nothing has come.
+    pub fn receive(&self) -> io::Result<Vec<LinkEvent>> {
+        let datagram = match self.0.recv_from_full() {
+            Ok((datagram, _)) => datagram,
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(vec![LinkEvent::Lost]),
+            Err(error) => return Err(error),
+        };
+        let mut events = Vec::new();
+        let mut rest = datagram.as_slice();
+        while let Some((length, _)) = message_header(rest) {
+            let Some(message) = rest.get(..length) else { break };
+            if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message)
+                && let NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) = message.payload
+                // A port that leaves its bridge makes such a message too, of family AF_BRIDGE.
+                && link.header.interface_family == AddressFamily::Unspec
+            {
+                events.push(LinkEvent::Gone(link.header.index));
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Ok(events)
+    }
+}
+
+impl AsRawFd for LinkEvents {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_namespace_has_a_loopback() {
+        let link = link(&"lo".parse().unwrap()).unwrap();
+        assert_eq!((link.index, link.controller, link.xdp), (1, None, None));
+        assert!(!carries_default_route(link.index).unwrap());
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_enodev() {
+        let error = link(&"no-such-dev".parse().unwrap()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+    }
+
+    #[test]
+    fn loopback_has_no_zero_copy() {
+        match may_do_zero_copy(1) {
+            Ok(zero_copy) => assert!(!zero_copy),
+            // Linux before 6.3.
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOENT)),
+        }
+    }
+
+    #[test]
+    fn broken_attributes_are_none() {
+        assert_eq!(attribute(&[], 1), None);
+        assert_eq!(attribute(&[0, 0, 0, 0, 0, 0, 0, 0], 1), None);
+        assert_eq!(attribute(&[255, 255, 1, 0], 1), None);
+    }
+}

@@ -1,0 +1,307 @@
+//! Leases: what is held, by whom, and which queues are therefore not to be had.
+//!
+//! The chain of types is the order of a grant: only [`Policy::decide`](crate::policy::Policy::decide) makes
+//! [`Terms`], only [`Leases::reserve`] makes a [`Reservation`], only the kernel module makes kernel objects and
+//! wants to see a reservation for it. Undo is Drop: a reservation gives its queues and its charge back.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use xsk_client::wire::{BindMode, BrokerError, LeaseState};
+
+use crate::charge::{Accounts, Charge, Resource};
+use crate::device::Device;
+use crate::identity::{Peer, Process};
+use crate::kernel::redirect::{Redirect, Slot};
+use crate::kernel::xsk::Xsk;
+use crate::policy::Terms;
+
+/// Names a lease; never used twice by one broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub u64);
+
+impl std::fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// All leases of the broker.
+#[derive(Debug, Default)]
+pub struct Leases {
+    last_id: u64,
+    by_id: BTreeMap<LeaseId, Lease>,
+    holds: Holds,
+    accounts: Accounts,
+}
+
+/// Which lease has which queue of which device.
+type Holds = Rc<RefCell<HashMap<(u32, u32), LeaseId>>>;
+
+impl Leases {
+    /// Charges to these accounts.
+    pub fn new(accounts: Accounts) -> Self {
+        Self { accounts, ..Self::default() }
+    }
+
+    /// Where it charges.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// Takes the queues for a new lease and charges the requester for them, before anything is made.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::QueueBusy`], [`BrokerError::QuotaExceeded`]; nothing was taken.
+    pub fn reserve(&mut self, terms: Terms, device: Device, peer: &Arc<Peer>) -> Result<Reservation, BrokerError> {
+        for queue in terms.queues().iter() {
+            if let Some(holder) = self.holds.borrow().get(&(device.index, queue)) {
+                return Err(self.busy(&device, queue, *holder, peer));
+            }
+        }
+        let uid = peer.subject().uid;
+        let wanted = u64::try_from(terms.queues().len()).unwrap_or(u64::MAX);
+        let limit = terms.max_queues().map_or(u64::MAX, u64::from);
+        let charge = self
+            .accounts
+            .charge(uid, Resource::Queues(terms.rule().to_owned()), wanted, limit)
+            .map_err(|reached| BrokerError::QuotaExceeded {
+                resource: "queues".into(),
+                limit: reached.limit,
+                in_use: reached.in_use,
+                message: format!(
+                    "rule {} allows uid {uid} {} queues at a time: {} are in use, {wanted} more were asked for; release some first",
+                    terms.rule(), reached.limit, reached.in_use,
+                ),
+            })?;
+        self.last_id += 1;
+        let id = LeaseId(self.last_id);
+        let hold = Hold::take(&self.holds, id, &device, &terms);
+        Ok(Reservation {
+            id,
+            terms,
+            device,
+            requester: Arc::clone(peer),
+            since: Instant::now(),
+            _hold: hold,
+            _charge: charge,
+        })
+    }
+
+    fn busy(&self, device: &Device, queue: u32, holder: LeaseId, peer: &Peer) -> BrokerError {
+        let lease = self.by_id.get(&holder);
+        let lingers = lease.is_some_and(|lease| lease.state == LeaseState::Lingering);
+        let own = lease.is_some_and(|lease| lease.reservation.requester.subject().uid == peer.subject().uid);
+        let name = &device.name;
+        // Whose it is is nobody else's business.
+        let whose = if own { format!("lease {holder} of your own") } else { "another lease".to_owned() };
+        let message = if lingers {
+            format!("queue {queue} of {name} was held by {whose}, and the kernel still holds it for that socket; try again shortly")
+        } else {
+            format!("queue {queue} of {name} is held by {whose}; ask for another queue, or wait for its release")
+        };
+        let retry_after_ms = lingers.then_some(10);
+        BrokerError::QueueBusy { interface: name.clone(), queue, retry_after_ms, message }
+    }
+
+    /// Adds a lease.
+    pub fn add(&mut self, lease: Lease) {
+        self.by_id.insert(lease.id(), lease);
+    }
+
+    /// A lease by its number.
+    pub fn get_mut(&mut self, id: LeaseId) -> Option<&mut Lease> {
+        self.by_id.get_mut(&id)
+    }
+
+    /// Drops a lease: its queues are free, its charge is given back.
+    pub fn remove(&mut self, id: LeaseId) {
+        self.by_id.remove(&id);
+    }
+
+    /// All, ascending by number.
+    pub fn iter(&self) -> impl Iterator<Item = &Lease> {
+        self.by_id.values()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    /// The numbers of those that `wanted` picks.
+    pub fn ids(&self, wanted: impl Fn(&Lease) -> bool) -> Vec<LeaseId> {
+        self.iter().filter(|lease| wanted(lease)).map(Lease::id).collect()
+    }
+}
+
+/// Queues taken and charged for. Dropped, it gives both back.
+#[derive(Debug)]
+#[must_use = "dropping a reservation gives its queues back"]
+pub struct Reservation {
+    id: LeaseId,
+    terms: Terms,
+    device: Device,
+    requester: Arc<Peer>,
+    since: Instant,
+    _hold: Hold,
+    _charge: Charge,
+}
+
+impl Reservation {
+    /// The lease's number.
+    pub fn id(&self) -> LeaseId {
+        self.id
+    }
+
+    /// What the rule allows.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// The device, as it was when the queues were taken.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Who asked and is charged.
+    pub fn requester(&self) -> &Arc<Peer> {
+        &self.requester
+    }
+}
+
+#[derive(Debug)]
+struct Hold {
+    holds: Holds,
+    id: LeaseId,
+}
+
+impl Hold {
+    fn take(holds: &Holds, id: LeaseId, device: &Device, terms: &Terms) -> Self {
+        holds.borrow_mut().extend(terms.queues().iter().map(|queue| ((device.index, queue), id)));
+        Self { holds: Rc::clone(holds), id }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.holds.borrow_mut().retain(|_, id| *id != self.id);
+    }
+}
+
+/// A lease.
+#[derive(Debug)]
+pub struct Lease {
+    /// What the kernel holds for it, one for each queue. Dropped first; empty once the lease has ended.
+    pub sockets: Vec<LeasedSocket>,
+    /// How far it has come.
+    pub state: LeaseState,
+    /// What is to be done with it, and when, without anybody asking: end it if it is not active, look whether its
+    /// queues are free if it lingers.
+    pub due: Option<Instant>,
+    /// How long the last wait for its queues was.
+    pub linger_wait: Duration,
+    /// The requester's text, for the log and the list.
+    pub label: Option<String>,
+    /// Tells whoever watches the holder that there is nothing to watch any more, by being dropped.
+    pub watch: Option<oneshot::Sender<()>>,
+    redirect: Redirect,
+    holder: Arc<Process>,
+    holder_uid: u32,
+    reservation: Reservation,
+}
+
+/// The socket of one queue.
+#[derive(Debug)]
+pub struct LeasedSocket {
+    /// Its slot in `xsks_map`, once filled. Dropped before the socket.
+    pub slot: Option<Slot>,
+    /// Our own fd of it: for statistics, and to see whether it is bound.
+    pub socket: Xsk,
+    /// Copy or zero-copy, once it was seen bound.
+    pub mode: Option<BindMode>,
+}
+
+impl Lease {
+    /// A lease whose sockets are about to be handed over. Its holder is the requester's process.
+    pub fn new(
+        reservation: Reservation,
+        redirect: Redirect,
+        sockets: Vec<LeasedSocket>,
+        label: Option<String>,
+        watch: oneshot::Sender<()>,
+    ) -> Self {
+        Self {
+            sockets,
+            state: LeaseState::HandedOver,
+            due: Some(Instant::now() + reservation.terms().activate_within()),
+            linger_wait: Duration::ZERO,
+            label,
+            watch: Some(watch),
+            redirect,
+            holder: Arc::clone(reservation.requester().process()),
+            holder_uid: reservation.requester().subject().uid,
+            reservation,
+        }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> LeaseId {
+        self.reservation.id
+    }
+
+    /// The terms that it was granted on.
+    pub fn terms(&self) -> &Terms {
+        &self.reservation.terms
+    }
+
+    /// Its device, as it was when the lease began.
+    pub fn device(&self) -> &Device {
+        &self.reservation.device
+    }
+
+    /// The XDP program of its device.
+    pub fn redirect(&self) -> &Redirect {
+        &self.redirect
+    }
+
+    /// Who asked and is charged.
+    pub fn requester(&self) -> &Peer {
+        &self.reservation.requester
+    }
+
+    /// The process that it lives and dies with.
+    pub fn holder(&self) -> &Process {
+        &self.holder
+    }
+
+    /// The holder's uid when it connected.
+    pub fn holder_uid(&self) -> u32 {
+        self.holder_uid
+    }
+
+    /// Whether this peer's process is its holder.
+    pub fn is_held_by(&self, peer: &Peer) -> bool {
+        self.holder().is(peer.process())
+    }
+
+    /// Whether it has not ended.
+    pub fn is_live(&self) -> bool {
+        matches!(self.state, LeaseState::Reserved | LeaseState::HandedOver | LeaseState::Active)
+    }
+
+    /// Time since it began.
+    pub fn age(&self) -> Duration {
+        self.reservation.since.elapsed()
+    }
+}

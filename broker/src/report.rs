@@ -1,0 +1,168 @@
+//! What the broker tells of itself: leases, interfaces, verdicts, status. Nothing here changes anything.
+
+use xsk_client::wire::{
+    Counters, Explain, Explained, Holder, Interface, Interfaces, Lease as WireLease, LeaseQueue, Leases, Probe, QueueLock,
+    Requester, SocketKind, Status,
+};
+
+use crate::charge::Resource;
+use crate::device::Device;
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::identity::{Peer, Subject};
+use crate::lease::{Lease, LeasedSocket};
+use crate::policy::Request;
+use crate::{kernel, privileges};
+
+/// How much a client sees: which of the two sockets it came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The broker socket: its own leases and rules.
+    Own,
+    /// The control socket: everybody's.
+    All,
+}
+
+/// `ListLeases`.
+pub fn leases(engine: &Engine, scope: Scope, peer: &Peer) -> Leases {
+    let uid = peer.subject().uid;
+    let seen = |lease: &&Lease| scope == Scope::All || lease.requester().subject().uid == uid;
+    Leases { leases: engine.leases.iter().filter(seen).map(lease).collect() }
+}
+
+fn lease(lease: &Lease) -> WireLease {
+    let (terms, device, subject, holder) =
+        (lease.terms(), lease.device(), lease.requester().subject(), lease.holder());
+    WireLease {
+        lease: lease.id().0,
+        interface: device.name.clone(),
+        interface_index: device.index,
+        queues: terms
+            .queues()
+            .iter()
+            .map(|queue| match lease.sockets.iter().find(|leased| leased.socket.queue() == queue) {
+                Some(leased) => leased_queue(leased),
+                None => LeaseQueue { queue, mode: None, counters: Counters::default() },
+            })
+            .collect(),
+        requester: Requester { uid: subject.uid, gid: subject.gid },
+        holder: Holder {
+            pid: holder.pid(),
+            uid: lease.holder_uid(),
+            pidfd_inode: holder.inode(),
+            alive: !holder.has_exited(),
+        },
+        rule: terms.rule().to_owned(),
+        sockets: terms.sockets(),
+        queue_lock: QueueLock::None,
+        xdp: lease.redirect().mode(),
+        state: lease.state,
+        age_ms: u64::try_from(lease.age().as_millis()).unwrap_or(u64::MAX),
+        label: lease.label.clone(),
+    }
+}
+
+fn leased_queue(leased: &LeasedSocket) -> LeaseQueue {
+    let redirected = leased.slot.as_ref().map_or(0, kernel::redirect::Slot::redirected);
+    let counters = Counters { redirected, ..leased.socket.counters() };
+    LeaseQueue { queue: leased.socket.queue(), mode: leased.mode, counters }
+}
+
+/// `ListInterfaces`.
+///
+/// # Errors
+///
+/// As the kernel says when asked for devices.
+pub fn interfaces(engine: &Engine, scope: Scope, peer: &Peer) -> Result<Interfaces, Error> {
+    let mut interfaces = Vec::new();
+    for name in kernel::netlink::device_names().map_err(|source| {
+        crate::error::Failure::kernel("RTM_GETLINK", "all devices", source)
+    })? {
+        let Some(settings) = engine.policy.interface(&name) else { continue };
+        if scope == Scope::Own && !engine.policy.covers(peer.subject(), &name) {
+            continue;
+        }
+        let Some(device) = Device::look_up(&name)? else { continue };
+        let redirect = engine.redirects.get(&device.index);
+        let held = engine.leases.iter().filter(|lease| lease.device().index == device.index);
+        let mut held: Vec<u32> = held.flat_map(|lease| lease.terms().queues().iter()).collect();
+        held.sort_unstable();
+        interfaces.push(Interface {
+            interface: name,
+            interface_index: device.index,
+            xdp: redirect.map(kernel::redirect::Redirect::mode),
+            queues: device.rx_queues,
+            queues_max: device.max_queues,
+            reserved: settings.reserved.below(device.max_queues),
+            queue_lock: QueueLock::None,
+            held,
+            passed: redirect.map_or(0, kernel::redirect::Redirect::passed),
+        });
+    }
+    Ok(Interfaces { interfaces })
+}
+
+/// `Explain`.
+pub fn explain(engine: &Engine, scope: Scope, peer: &Peer, call: Explain) -> Explained {
+    let subject = match call.uid {
+        Some(uid) => {
+            let groups = call.gids.unwrap_or_default();
+            Subject { uid, gid: groups.first().copied().unwrap_or(uid), groups }
+        }
+        None => peer.subject().clone(),
+    };
+    let request = Request {
+        interface: call.interface,
+        queues: call.queues,
+        sockets: call.sockets.unwrap_or(SocketKind::Prepared),
+        rings: call.rings.unwrap_or_default(),
+    };
+    engine.policy.explain(&subject, &request).to_wire(scope)
+}
+
+/// `GetStatus`.
+pub fn status(engine: &mut Engine) -> Status {
+    let uname = rustix::system::uname();
+    Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        uid: rustix::process::geteuid().as_raw(),
+        uptime_ms: u64::try_from(engine.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        kernel: uname.release().to_string_lossy().into_owned(),
+        capabilities: privileges::permitted(),
+        probes: probes(),
+        policy_files: engine.policy.files().iter().map(|file| file.display().to_string()).collect(),
+        rules: u64::try_from(engine.policy.rule_count()).unwrap_or(u64::MAX),
+        leases: u64::try_from(engine.leases.len()).unwrap_or(u64::MAX),
+        connections: engine.leases.accounts().total(&Resource::Connections),
+    }
+}
+
+/// What the kernel has of what the broker can do without.
+fn probes() -> Vec<Probe> {
+    let with = |name: &str, available, there: &str, missing: &str| Probe {
+        name: name.into(),
+        available,
+        note: if available { there } else { missing }.into(),
+    };
+    vec![
+        with(
+            "SO_PEERPIDFD",
+            kernel::peer::has_peer_pidfd(),
+            "clients are pinned by the kernel from connect(2) on",
+            "Linux before 6.5: clients are pinned by pidfd_open(2), and one that dies meanwhile is refused",
+        ),
+        with(
+            "SO_PASSRIGHTS",
+            kernel::peer::has_passrights(),
+            "fds that clients send are refused",
+            "Linux before 6.16: fds that clients send are dropped when read",
+        ),
+        with(
+            "netdev xdp-features",
+            kernel::netlink::may_do_zero_copy(1).is_ok(),
+            "whether a queue is free is seen without touching it, where the driver has no zero-copy",
+            "Linux before 6.3: a look whether a queue is free keeps it busy for some 20 ms",
+        ),
+    ]
+}

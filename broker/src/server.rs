@@ -1,0 +1,187 @@
+//! The two sockets: accepts, learns who connected, and gives each client a task of its own.
+//!
+//! It runs on the main thread, which holds no capability. An error on one connection, or in accepting one, never ends
+//! the daemon.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::charge::{Accounts, Resource};
+use crate::connection::Connection;
+use crate::end;
+use crate::engine::{EngineHandle, Running};
+use crate::error::{Failure, chain};
+use crate::identity::Peer;
+use crate::kernel::netlink::{LinkEvent, LinkEvents, device_exists};
+use crate::kernel::peer::refuse_passed_fds;
+use crate::report::Scope;
+
+/// How many connections one uid may have at a time, over both sockets.
+pub const CONNECTIONS_PER_UID: u64 = 64;
+
+/// A socket that clients connect to.
+#[derive(Debug)]
+pub struct Listener {
+    socket: StdListener,
+    path: PathBuf,
+    scope: Scope,
+}
+
+impl Listener {
+    /// Binds the socket, with its final mode from the start. The caller holds the lock of the run directory, so that
+    /// a socket which is there already is a leftover.
+    ///
+    /// # Errors
+    ///
+    /// What unlink and bind say.
+    pub fn bind(path: &Path, scope: Scope) -> Result<Self, Failure> {
+        let failed = |call, source: io::Error| Failure::kernel(call, path.display(), source);
+        match fs::remove_file(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("unlink", error)),
+        }
+        // The policy decides who may use the one; the other is its owner's alone.
+        let mask = match scope {
+            Scope::Own => Mode::XUSR | Mode::XGRP | Mode::XOTH,
+            Scope::All => Mode::XUSR | Mode::RWXG | Mode::RWXO,
+        };
+        let before = rustix::process::umask(mask);
+        let socket = StdListener::bind(path);
+        rustix::process::umask(before);
+        let socket = socket.map_err(|source| failed("bind", source))?;
+        socket.set_nonblocking(true).map_err(|source| failed("fcntl(O_NONBLOCK)", source))?;
+        if let Err(error) = refuse_passed_fds(socket.as_fd()) {
+            tracing::debug!(%error, "no SO_PASSRIGHTS here: fds that clients send are dropped by read(2)");
+        }
+        Ok(Self { socket, path: path.to_owned(), scope })
+    }
+}
+
+/// Serves until a signal or until the engine stops.
+///
+/// # Errors
+///
+/// Where the runtime cannot be set up, or the engine stopped by itself.
+pub async fn run(
+    listeners: [Listener; 2],
+    engine: Running,
+    accounts: &Accounts,
+    links: LinkEvents,
+) -> Result<(), Failure> {
+    let failed = |call| move |source| Failure::kernel(call, "the runtime", source);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed("signal(SIGTERM)"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("signal(SIGINT)"))?;
+    let mut hang_up = signal(SignalKind::hangup()).map_err(failed("signal(SIGHUP)"))?;
+    let links = AsyncFd::with_interest(links, Interest::READABLE).map_err(failed("epoll of netlink"))?;
+
+    let mut paths = Vec::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    for listener in listeners {
+        let Listener { socket, path, scope } = listener;
+        let socket = UnixListener::from_std(socket).map_err(failed("epoll of a listener"))?;
+        tasks.spawn(accept(socket, scope, engine.handle.clone(), accounts.clone()));
+        paths.push(path);
+    }
+    tasks.spawn(watch_links(links, engine.handle.clone()));
+
+    let mut engine_ended = engine.ended;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hang_up.recv() => tracing::warn!("SIGHUP: this version reads its policy at start only; restart it"),
+            _ = &mut engine_ended => return Err(Failure::EngineStopped),
+        }
+    }
+    tasks.shutdown().await;
+    stop(&engine.handle, engine_ended).await?;
+    for path in paths {
+        if let Err(error) = fs::remove_file(&path) {
+            tracing::warn!(path = %path.display(), %error, "cannot remove a socket");
+        }
+    }
+    Ok(())
+}
+
+async fn stop(engine: &EngineHandle, ended: oneshot::Receiver<()>) -> Result<(), Failure> {
+    engine.call(end::stop).await?;
+    engine.stop();
+    // An error is the sender's drop: the thread's end, which is what we wait for.
+    drop(ended.await);
+    Ok(())
+}
+
+async fn accept(listener: UnixListener, scope: Scope, engine: EngineHandle, accounts: Accounts) {
+    /// Where there are no fds left it helps nobody to try at once.
+    const PAUSE: Duration = Duration::from_millis(50);
+
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => welcome(stream, scope, &engine, &accounts),
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Learns who connected and starts serving them; whoever cannot be identified or has too many connections is closed.
+fn welcome(stream: UnixStream, scope: Scope, engine: &EngineHandle, accounts: &Accounts) {
+    let peer = match Peer::from_connection(stream.as_fd()) {
+        Ok(peer) => Arc::new(peer),
+        Err(error) => {
+            tracing::info!("connection closed: {}", chain(&error));
+            return;
+        }
+    };
+    let uid = peer.subject().uid;
+    let charge = match accounts.charge(uid, Resource::Connections, 1, CONNECTIONS_PER_UID) {
+        Ok(charge) => charge,
+        Err(reached) => {
+            tracing::info!(uid, limit = reached.limit, "connection closed: the uid has as many as it may have");
+            return;
+        }
+    };
+    let engine = engine.clone();
+    tokio::spawn(Connection { stream, peer, scope, engine, charge }.serve());
+}
+
+async fn watch_links(links: AsyncFd<LinkEvents>, engine: EngineHandle) {
+    loop {
+        let Ok(mut ready) = links.readable().await else {
+            tracing::error!("cannot watch devices any more");
+            return;
+        };
+        match ready.try_io(|links| links.get_ref().receive()) {
+            Ok(Ok(events)) => {
+                for event in events {
+                    engine.post(move |engine| match event {
+                        LinkEvent::Gone(index) => end::device_gone(engine, index),
+                        LinkEvent::Lost => {
+                            let known: Vec<u32> = engine.redirects.keys().copied().collect();
+                            known.into_iter().filter(|index| !device_exists(*index)).for_each(|index| {
+                                end::device_gone(engine, index);
+                            });
+                        }
+                    });
+                }
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "rtnetlink"),
+            Err(_would_block) => {}
+        }
+    }
+}
