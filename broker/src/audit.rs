@@ -111,7 +111,7 @@ impl<'a> Line<'a> {
             queues: Some(terms.queues()),
             sockets: Some(terms.sockets()),
             rule: Some(terms.rule()),
-            queue_lock: Some(terms.settings().queue_lock),
+            queue_lock: Some(lease.queue_lock()),
             xdp: Some(lease.redirect().mode()),
             label: lease.label.as_deref(),
             ..self.peer(lease.requester())

@@ -13,7 +13,6 @@ use std::time::Duration;
 use sendfd::SendWithFd;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
-use tokio::io::unix::AsyncFd;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -30,6 +29,7 @@ use crate::error::{Error, Failure, chain};
 use crate::grant::{self, HandOver};
 use crate::identity::Peer;
 use crate::kernel::peer::unread_bytes;
+use crate::kernel::readable::Readable;
 use crate::lease::LeaseId;
 use crate::report::{self, Scope};
 
@@ -223,12 +223,11 @@ impl Connection {
     /// Sends a reply whose first byte carries fds, and has the holder watched from then on.
     async fn send_grant(&mut self, mut hand_over: HandOver, call: &Call<'_>) -> Result<(), Closed> {
         // Before anything is sent: a lease that nobody watches would never end.
-        let watch = self.peer.process().pidfd().try_clone_to_owned();
-        let watch = watch.and_then(|pidfd| AsyncFd::with_interest(pidfd, Interest::READABLE));
-        let message = watch
-            .map_err(|source| Failure::kernel("epoll", "the client's pidfd", source).into())
-            .and_then(|watch| Ok((watch, encode(&Success { parameters: &hand_over.reply }).map_err(unencodable)?)));
-        let (watch, message) = match message {
+        let ready = self.watched().and_then(|watch| {
+            let message = encode(&Success { parameters: &hand_over.reply }).map_err(unencodable)?;
+            Ok((watch, message))
+        });
+        let (watch, message) = match ready {
             Ok(ready) => ready,
             Err(error) => {
                 drop(hand_over);
@@ -244,6 +243,11 @@ impl Connection {
             tokio::spawn(watch_holder(watch, lease, ended, self.engine.clone()));
         }
         Ok(())
+    }
+
+    fn watched(&self) -> Result<Readable, Error> {
+        let watch = self.peer.process().pidfd().try_clone_to_owned().and_then(Readable::new);
+        watch.map_err(|source| Failure::kernel("epoll", "the client's pidfd", source).into())
     }
 
     async fn send_with_fds(&mut self, message: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
@@ -304,7 +308,7 @@ impl<E: Into<Error>> From<E> for RequestError {
 
 /// Ends the lease when its holder exits.
 async fn watch_holder(
-    pidfd: AsyncFd<OwnedFd>,
+    pidfd: Readable,
     lease: LeaseId,
     ended: oneshot::Receiver<()>,
     engine: EngineHandle,
@@ -313,7 +317,7 @@ async fn watch_holder(
         // The lease dropped its side: it has ended in another way.
         _ = ended => {}
         // A pidfd is readable once its process has exited, and an error here means that it cannot be watched.
-        _ = pidfd.readable() => engine.post(move |engine| end::end(engine, lease, Reason::HolderExited)),
+        _ = pidfd.ready() => engine.post(move |engine| end::end(engine, lease, Reason::HolderExited)),
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use xsk_client::wire::{
-    Acquire, Acquired, Activated, ActivatedSocket, BrokerError, GrantedSocket, InterfaceName, LeaseState, RingSizes,
+    Acquire, Acquired, Activated, ActivatedSocket, BrokerError, GrantedSocket, InterfaceName, LeaseState, QueueLock, RingSizes,
 };
 
 use crate::audit::{Event, Line};
@@ -76,7 +76,7 @@ pub fn acquire(
     let request = Request { interface: call.interface, queues: call.queues, sockets: call.sockets, rings };
     let terms = match engine.policy.decide(peer.subject(), &request) {
         Verdict::Granted(terms) => terms,
-        Verdict::Refused(refusal) => return Err(refusal.to_wire(&request).into()),
+        Verdict::Refused(refusal) => return Err(refusal.to_wire().into()),
     };
 
     // 2. Is there such a device? Whoever has a rule for it may know.
@@ -205,7 +205,7 @@ fn reply(reservation: &Reservation, redirect: &Redirect, rings: RingSizes) -> Ac
         interface: device.name.clone(),
         interface_index: device.index,
         rule: terms.rule().to_owned(),
-        queue_lock: terms.settings().queue_lock,
+        queue_lock: QueueLock::None,
         xdp: redirect.mode(),
         rings,
         activate_within_ms: u64::try_from(terms.activate_within().as_millis()).unwrap_or(u64::MAX),

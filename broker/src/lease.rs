@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use xsk_client::wire::{BindMode, BrokerError, LeaseState};
+use xsk_client::wire::{BindMode, BrokerError, LeaseState, QueueLock};
 
 use crate::charge::{Accounts, Charge, Resource};
 use crate::device::Device;
@@ -263,6 +263,12 @@ impl Lease {
     /// The terms that it was granted on.
     pub fn terms(&self) -> &Terms {
         &self.reservation.terms
+    }
+
+    /// What confines its sockets to their queues: of [`QueueLockSetting`](crate::policy::QueueLockSetting) this version
+    /// has one.
+    pub fn queue_lock(&self) -> QueueLock {
+        QueueLock::None
     }
 
     /// Its device, as it was when the lease began.

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::identity::{Peer, Subject};
 use crate::lease::{Lease, LeasedSocket};
-use crate::policy::Request;
+use crate::policy::{Request, View};
 use crate::{kernel, privileges};
 
 /// How much a client sees: which of the two sockets it came to.
@@ -54,7 +54,7 @@ fn lease(lease: &Lease) -> WireLease {
         },
         rule: terms.rule().to_owned(),
         sockets: terms.sockets(),
-        queue_lock: QueueLock::None,
+        queue_lock: lease.queue_lock(),
         xdp: lease.redirect().mode(),
         state: lease.state,
         age_ms: u64::try_from(lease.age().as_millis()).unwrap_or(u64::MAX),
@@ -117,7 +117,10 @@ pub fn explain(engine: &Engine, scope: Scope, peer: &Peer, call: Explain) -> Exp
         sockets: call.sockets.unwrap_or(SocketKind::Prepared),
         rings: call.rings.unwrap_or_default(),
     };
-    engine.policy.explain(&subject, &request).to_wire(scope)
+    engine.policy.explain(&subject, &request).into_wire(match scope {
+        Scope::Own => View::Peer,
+        Scope::All => View::Operator,
+    })
 }
 
 /// `GetStatus`.

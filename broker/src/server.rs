@@ -12,8 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::Mode;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -21,11 +19,12 @@ use tokio::sync::oneshot;
 use crate::charge::{Accounts, Resource};
 use crate::connection::Connection;
 use crate::end;
-use crate::engine::{EngineHandle, Running};
+use crate::engine::{Engine, EngineHandle, Running};
 use crate::error::{Failure, chain};
 use crate::identity::Peer;
 use crate::kernel::netlink::{LinkEvent, LinkEvents, device_exists};
 use crate::kernel::peer::refuse_passed_fds;
+use crate::kernel::readable::Readable;
 use crate::report::Scope;
 
 /// How many connections one uid may have at a time, over both sockets.
@@ -85,7 +84,7 @@ pub async fn run(
     let mut terminate = signal(SignalKind::terminate()).map_err(failed("signal(SIGTERM)"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("signal(SIGINT)"))?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(failed("signal(SIGHUP)"))?;
-    let links = AsyncFd::with_interest(links, Interest::READABLE).map_err(failed("epoll of netlink"))?;
+    let news = links.readable_fd().and_then(Readable::new).map_err(failed("epoll of netlink"))?;
 
     let mut paths = Vec::new();
     let mut tasks = tokio::task::JoinSet::new();
@@ -95,7 +94,7 @@ pub async fn run(
         tasks.spawn(accept(socket, scope, engine.handle.clone(), accounts.clone()));
         paths.push(path);
     }
-    tasks.spawn(watch_links(links, engine.handle.clone()));
+    tasks.spawn(watch_links(links, news, engine.handle.clone()));
 
     let mut engine_ended = engine.ended;
     loop {
@@ -160,28 +159,28 @@ fn welcome(stream: UnixStream, scope: Scope, engine: &EngineHandle, accounts: &A
     tokio::spawn(Connection { stream, peer, scope, engine, charge }.serve());
 }
 
-async fn watch_links(links: AsyncFd<LinkEvents>, engine: EngineHandle) {
+async fn watch_links(links: LinkEvents, news: Readable, engine: EngineHandle) {
     loop {
-        let Ok(mut ready) = links.readable().await else {
-            tracing::error!("cannot watch devices any more");
-            return;
-        };
-        match ready.try_io(|links| links.get_ref().receive()) {
-            Ok(Ok(events)) => {
-                for event in events {
-                    engine.post(move |engine| match event {
-                        LinkEvent::Gone(index) => end::device_gone(engine, index),
-                        LinkEvent::Lost => {
-                            let known: Vec<u32> = engine.redirects.keys().copied().collect();
-                            known.into_iter().filter(|index| !device_exists(*index)).for_each(|index| {
-                                end::device_gone(engine, index);
-                            });
-                        }
-                    });
-                }
+        let Ok(mut ready) = news.ready().await else { return };
+        match links.receive() {
+            Ok(events) => events.into_iter().for_each(|event| engine.post(move |engine| heed(engine, event))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+            Err(error) => {
+                tracing::warn!(%error, "rtnetlink");
+                ready.clear_ready();
             }
-            Ok(Err(error)) => tracing::warn!(%error, "rtnetlink"),
-            Err(_would_block) => {}
+        }
+    }
+}
+
+fn heed(engine: &mut Engine, event: LinkEvent) {
+    match event {
+        LinkEvent::Gone(index) => end::device_gone(engine, index),
+        LinkEvent::Lost => {
+            let known: Vec<u32> = engine.redirects.keys().copied().collect();
+            for index in known.into_iter().filter(|index| !device_exists(*index)) {
+                end::device_gone(engine, index);
+            }
         }
     }
 }

@@ -6,5 +6,6 @@ pub mod ethtool;
 pub mod netlink;
 pub mod peer;
 pub mod pins;
+pub mod readable;
 pub mod redirect;
 pub mod xsk;

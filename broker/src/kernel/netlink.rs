@@ -4,7 +4,7 @@
 //! Each question opens a socket of its own: a socket that was kept would carry the answers of one that failed.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -243,7 +243,7 @@ fn message_header(bytes: &[u8]) -> Option<(usize, u16)> {
     (length >= NLMSG_HEADER_BYTES).then_some((length, kind))
 }
 
-/// News of devices, as the kernel multicasts them. Its fd is readable when there is some.
+/// News of devices, as the kernel multicasts them.
 #[derive(Debug)]
 pub struct LinkEvents(Socket);
 
@@ -268,6 +268,15 @@ impl LinkEvents {
         socket.add_membership(RTNLGRP_LINK)?;
         socket.set_non_blocking(true)?;
         Ok(Self(socket))
+    }
+
+    /// Another fd of the socket, readable when there is news.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE.
+    pub fn readable_fd(&self) -> io::Result<OwnedFd> {
+        self.0.as_fd().try_clone_to_owned()
     }
 
     /// Takes what has come. Empty: other news than what we look for.
@@ -295,12 +304,6 @@ impl LinkEvents {
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         Ok(events)
-    }
-}
-
-impl AsRawFd for LinkEvents {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
     }
 }
 

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 
 use aya::maps::{MapData, PerCpuArray, XskMap};
@@ -108,7 +109,7 @@ impl Redirect {
 
         let queue = socket.queue();
         let redirected_before = self.counters(queue).redirected;
-        let inserted = self.0.sockets.borrow_mut().set(queue, socket, BPF_NOEXIST);
+        let inserted = self.0.sockets.borrow_mut().set(queue, socket.as_fd().as_raw_fd(), BPF_NOEXIST);
         inserted.map_err(|source| xdp_failure("insert into xsks_map", &self.0.interface, source))?;
         Ok(Slot { redirect: self.clone(), queue, redirected_before })
     }

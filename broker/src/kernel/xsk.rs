@@ -2,7 +2,7 @@
 //! are bound, never bound, polled or mapped (a poll would transmit what the holder put into the TX ring: F16).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use caps::Capability;
 use xsk_client::sys::{self, BindFlags, Mapping, Prefault, Ring};
@@ -101,12 +101,6 @@ impl Xsk {
 impl AsFd for Xsk {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-impl AsRawFd for Xsk {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
     }
 }
 

@@ -1,0 +1,53 @@
+//! The exit codes, in one table (sysexits.h where it has a word for it).
+
+use std::process::ExitCode;
+
+
+/// How a command ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It did what was asked.
+    Ok = 0,
+    /// It failed for a reason that has no code of its own.
+    Failed = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// The broker cannot be reached (EX_UNAVAILABLE).
+    Unreachable = 69,
+    /// A queue is busy or a quota used up: later it may work (EX_TEMPFAIL).
+    Busy = 75,
+    /// The policy says no (EX_NOPERM).
+    Denied = 77,
+    /// The policy or the set-up of this machine is wrong (EX_CONFIG).
+    Config = 78,
+}
+
+/// The table for `--help`.
+pub const TABLE: &str = "\
+Exit codes:
+   0  done
+   1  failed
+   2  wrong usage
+  69  the broker cannot be reached
+  75  a queue is busy or a quota used up; later it may work
+  77  denied by the policy
+  78  the policy or the set-up of this machine is wrong";
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_names_every_code() {
+        for exit in [Exit::Ok, Exit::Failed, Exit::Usage, Exit::Unreachable, Exit::Busy, Exit::Denied, Exit::Config] {
+            let code = format!("{:>4}  ", exit as u8);
+            assert!(TABLE.lines().any(|line| line.starts_with(&code)), "{exit:?}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! `xsk-broker serve`: the daemon's start, in numbered steps.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Resource as Limit, Rlimit, getrlimit, setrlimit};
+
+use super::exit::Exit;
+use crate::audit::{Audit, Event, Line};
+use crate::charge::Accounts;
+use crate::engine::{self, Parts};
+use crate::kernel::netlink::LinkEvents;
+use crate::kernel::pins::PinDirectory;
+use crate::policy::{Ownership, Policy};
+use crate::privileges::{self, Account};
+use crate::report::Scope;
+use crate::server::{self, Listener};
+
+/// Runs the broker in the foreground; a service manager restarts it and keeps its log.
+///
+/// Started by root, it ends as the user of --user with four capabilities permitted and none effective. The audit log,
+/// one JSON object a line, goes to standard output, other messages to standard error (RUST_LOG sets how many).
+///
+/// SIGTERM and SIGINT end it in order: leases end, XDP programs are detached, nothing is left behind.
+#[derive(Debug, clap::Args)]
+pub struct ServeArgs {
+    /// The policy; `policy.d/*.toml` beside it are read too, in the order of their names
+    #[arg(long, value_name = "FILE", default_value = "/etc/xsk-broker/policy.toml")]
+    policy: PathBuf,
+
+    /// Refuse to start where the policy names users, groups or interfaces that do not exist
+    #[arg(long)]
+    strict: bool,
+
+    /// Where sockets and the lock file are; one broker for each
+    #[arg(long, value_name = "DIR", default_value = "/run/xsk-broker")]
+    run_dir: PathBuf,
+
+    /// Where XDP programs are pinned; on a BPF file system, one broker for each
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/xsk-broker")]
+    bpf_dir: PathBuf,
+
+    /// Where clients connect, mode 0666 [default: broker.sock in the run directory]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// Where operators connect, mode 0600 [default: control.sock in the run directory]
+    #[arg(long, value_name = "PATH")]
+    control_socket: Option<PathBuf>,
+
+    /// The user that the daemon ends as, by name or uid; not root
+    #[arg(long, value_name = "NAME|UID", default_value = "xsk-broker")]
+    user: String,
+
+    /// Append the audit log to this file, in place of standard output
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<PathBuf>,
+}
+
+/// Starts and serves. Any failure before the daemon serves is one of set-up.
+pub fn run(args: &ServeArgs) -> Exit {
+    match serve(args) {
+        Ok(()) => Exit::Ok,
+        Err(Failed::Setup(error)) => {
+            eprintln!("xsk-broker: {error:#}");
+            Exit::Config
+        }
+        Err(Failed::Serving(error)) => {
+            eprintln!("xsk-broker: {error:#}");
+            Exit::Failed
+        }
+    }
+}
+
+/// At which stage it failed.
+enum Failed {
+    Setup(anyhow::Error),
+    Serving(anyhow::Error),
+}
+
+fn serve(args: &ServeArgs) -> Result<(), Failed> {
+    let started = start(args).map_err(Failed::Setup)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot make the runtime")
+        .map_err(Failed::Setup)?;
+    let served = runtime.block_on(server::run(started.listeners, started.engine, &started.accounts, started.links));
+    served.context("the broker stopped").map_err(Failed::Serving)
+}
+
+/// What serving takes.
+struct Started {
+    listeners: [Listener; 2],
+    engine: engine::Running,
+    accounts: Accounts,
+    links: LinkEvents,
+    /// Held until the process ends.
+    _lock: fs::File,
+}
+
+fn start(args: &ServeArgs) -> anyhow::Result<Started> {
+    // 1. Root, and an account to end as.
+    if !rustix::process::geteuid().is_root() {
+        bail!("serve must be started by root; it gives root up by itself (see --user)");
+    }
+    let account = account(&args.user)?;
+
+    // 2. The policy: a wrong one never starts the daemon. User and group names become ids here, and never later.
+    let loaded = Policy::load(&args.policy, Ownership::Demand)?;
+    for warning in &loaded.warnings {
+        eprintln!("{warning}");
+    }
+    if args.strict && !loaded.warnings.is_empty() {
+        bail!("--strict: the policy has {} warnings, see above", loaded.warnings.len());
+    }
+
+    // 3. One broker for each run directory.
+    make_run_dir(&args.run_dir, account)?;
+    let lock = lock(&args.run_dir)?;
+
+    // 4. The private directory in bpffs; a broker that crashed may have left its links there.
+    let pins = PinDirectory::create(&args.bpf_dir, account)?;
+    for name in pins.remove_leftovers()? {
+        tracing::warn!(name, "took down what a broker that crashed had left in {}", args.bpf_dir.display());
+    }
+
+    // 5. The sockets, with their final modes, and the kernel's news of devices.
+    let socket = args.socket.clone().unwrap_or_else(|| args.run_dir.join("broker.sock"));
+    let control = args.control_socket.clone().unwrap_or_else(|| args.run_dir.join("control.sock"));
+    let listeners = [Listener::bind(&socket, Scope::Own)?, Listener::bind(&control, Scope::All)?];
+    let links = LinkEvents::subscribe().context("cannot watch devices over rtnetlink")?;
+    let mut audit = Audit::new(audit_sink(args.audit_log.as_deref())?);
+
+    // 6. As many fds as the kernel lets us have: each lease takes one for each queue.
+    let limit = getrlimit(Limit::Nofile);
+    setrlimit(Limit::Nofile, Rlimit { current: limit.maximum, ..limit }).context("cannot raise RLIMIT_NOFILE")?;
+
+    // 7. Give root up, for good.
+    privileges::drop_to(account)?;
+
+    // 8. The engine's thread keeps the four capabilities permitted; this one, which talks to clients, keeps none.
+    let accounts = Accounts::default();
+    let message = format!("serving {} and {} as uid {}", socket.display(), control.display(), account.uid);
+    audit.write(&Line::new(Event::Started).message(&message));
+    tracing::info!("{message}, {} rules", loaded.policy.rule_count());
+    let parts = Parts { policy: loaded.policy, accounts: accounts.clone(), audit, pins };
+    let engine = engine::start(parts)?;
+    privileges::renounce()?;
+    Ok(Started { listeners, engine, accounts, links, _lock: lock })
+}
+
+/// The account to end as, by name or number.
+fn account(user: &str) -> anyhow::Result<Account> {
+    let found = match user.parse::<u32>() {
+        Ok(uid) => Account { uid, gid: uzers::get_user_by_uid(uid).map_or(uid, |user| user.primary_group_id()) },
+        Err(_) => match uzers::get_user_by_name(user) {
+            Some(user) => Account { uid: user.uid(), gid: user.primary_group_id() },
+            None => bail!(
+                "there is no user {user} to end as: make it with\n  useradd --system --no-create-home --shell /usr/sbin/nologin {user}\nor name another with --user"
+            ),
+        },
+    };
+    if found.uid == 0 || found.gid == 0 {
+        bail!("--user {user} is root or in root's group: name a user of the broker's own");
+    }
+    Ok(found)
+}
+
+fn make_run_dir(path: &Path, account: Account) -> anyhow::Result<()> {
+    match fs::DirBuilder::new().mode(0o755).create(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let found = fs::symlink_metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
+            let owner = std::os::unix::fs::MetadataExt::uid(&found);
+            if !found.is_dir() || (owner != 0 && owner != account.uid) {
+                bail!(
+                    "{} is no directory of root's or of uid {}: name another one with --run-dir",
+                    path.display(),
+                    account.uid
+                );
+            }
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot make {}", path.display())),
+    }
+    // The daemon removes its sockets there when it ends.
+    chown(path, Some(account.uid), Some(account.gid)).with_context(|| format!("cannot chown {}", path.display()))
+}
+
+fn lock(run_dir: &Path) -> anyhow::Result<fs::File> {
+    let path = run_dir.join("lock");
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits();
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(i32::try_from(flags)?)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => bail!(
+            "a broker is running on {} already: stop it, or give this one directories of its own with --run-dir and --bpf-dir",
+            run_dir.display()
+        ),
+        Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+fn audit_sink(path: Option<&Path>) -> anyhow::Result<Box<dyn Write + Send>> {
+    let Some(path) = path else { return Ok(Box::new(io::stdout())) };
+    let file = fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .custom_flags(i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits())?)
+        .open(path)
+        .with_context(|| format!("cannot open the audit log {}", path.display()))?;
+    Ok(Box::new(file))
+}
