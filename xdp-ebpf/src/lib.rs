@@ -1,13 +1,13 @@
 //! The XDP program of xsk-broker, as the host sees it: its built object, and the names and types of its maps.
 //!
-//! The program sends each frame to the AF_XDP socket in the slot of its receive queue, and a frame whose slot is
-//! empty on to the host's network stack. Its source is `program/src/main.rs` beside this crate, in a workspace of
-//! its own because it is built for `bpfel-unknown-none`; `cargo xtask build-ebpf` builds it, and what it built is
-//! committed here, so that neither users nor ordinary developers need a BPF tool chain.
+//! The program sends each frame to the AF_XDP socket in the slot of its receive queue, and a frame whose slot
+//! is empty on to the host's network stack. Its source is `program/src/main.rs` beside this crate, in a
+//! workspace of its own because it is built for `bpfel-unknown-none`; `cargo xtask build-ebpf` builds it, and
+//! what it built is committed here, so that neither users nor ordinary developers need a BPF tool chain.
 //!
 //! Whoever loads [`OBJECT`] gives both maps the size they need (`EbpfLoader::map_max_entries` in aya): the
-//! device's maximum of receive queues. In the object they have one entry. A queue beyond the maps is passed to
-//! the stack and not counted.
+//! device's maximum of receive queues. In the object they have one entry. A queue beyond the maps is passed
+//! to the stack and not counted.
 //!
 //! **Invariant**: nothing here is unsafe, does I/O or knows aya.
 
@@ -70,7 +70,8 @@ mod tests {
 
     #[test]
     fn names_fit_into_the_kernels_sixteen_bytes() {
-        // BPF_OBJ_NAME_LEN, NUL included. A longer name is cut in what bpftool shows, and no longer found by it.
+        // BPF_OBJ_NAME_LEN, NUL included. A longer name is cut in what bpftool shows, and no longer found by
+        // it.
         for name in [PROGRAM, XSKS_MAP, QUEUE_COUNTERS] {
             assert!(name.len() < 16, "{name}");
         }

@@ -1,9 +1,9 @@
 //! The XDP program: each frame goes to the AF_XDP socket in its receive queue's slot, or to the stack.
 //!
-//! It runs once for every frame that the device receives, whoever the frame is for, so it does two map look-ups
-//! and nothing else: it never reads the packet, and so no packet can confuse it. Its section is `xdp.frags`
-//! because a device whose MTU is above a page refuses programs that do not declare that they can take a frame in
-//! several buffers (ERANGE); one that does not look at frames can.
+//! It runs once for every frame that the device receives, whoever the frame is for, so it does two map
+//! look-ups and nothing else: it never reads the packet, and so no packet can confuse it. Its section is
+//! `xdp.frags` because a device whose MTU is above a page refuses programs that do not declare that they can
+//! take a frame in several buffers (ERANGE); one that does not look at frames can.
 //!
 //! Both maps are given their size when the object is loaded: the device's maximum of receive queues.
 
@@ -30,8 +30,9 @@ static QUEUE_COUNTERS: PerCpuArray<QueueCounters> = PerCpuArray::with_max_entrie
 pub fn xsk_redirect(context: XdpContext) -> u32 {
     let queue = context.rx_queue_index();
 
-    // The flags of bpf_redirect_map are the action where it finds no socket (since Linux 5.3): an empty slot and
-    // a queue beyond the map both mean that nobody was granted this queue, so the host's stack gets its frame.
+    // The flags of bpf_redirect_map are the action where it finds no socket (since Linux 5.3): an empty slot
+    // and a queue beyond the map both mean that nobody was granted this queue, so the host's stack gets its
+    // frame.
     let action = match XSKS_MAP.redirect(queue, u64::from(XDP_PASS)) {
         Ok(redirect) => redirect,
         Err(fallback) => fallback,
@@ -42,10 +43,12 @@ pub fn xsk_redirect(context: XdpContext) -> u32 {
 
 #[inline(always)]
 fn count(queue: u32, action: u32) {
-    let Some(counters) = QUEUE_COUNTERS.get_ptr_mut(queue) else { return };
-    // SAFETY: the map look-up returned the address of this CPU's own entry, which lives as long as the map and
-    // so longer than this program's run. XDP runs in softirq context and is not preempted by itself on one CPU,
-    // so nothing else writes the entry; userspace may read a value that is one frame old.
+    let Some(counters) = QUEUE_COUNTERS.get_ptr_mut(queue) else {
+        return;
+    };
+    // SAFETY: the map look-up returned the address of this CPU's own entry, which lives as long as the map
+    // and so longer than this program's run. XDP runs in softirq context and is not preempted by itself on
+    // one CPU, so nothing else writes the entry; userspace may read a value that is one frame old.
     let counters = unsafe { &mut *counters };
     if action == XDP_REDIRECT {
         counters.redirected += 1;

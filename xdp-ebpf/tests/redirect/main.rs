@@ -1,9 +1,9 @@
 //! The XDP program on the real kernel: BPF_PROG_TEST_RUN over packet fixtures, hostile ones included.
 //!
-//! A test run executes the program in the kernel as a driver would, on a frame and a receive queue of ours, and
-//! returns its action without carrying it out; so what is tested here is the decision and the counting. Needs
-//! root (CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW, and CAP_SYS_ADMIN for a network namespace of its own), and leaves
-//! nothing behind: devices die with the anonymous namespace, maps and program with their fds.
+//! A test run executes the program in the kernel as a driver would, on a frame and a receive queue of ours,
+//! and returns its action without carrying it out; so what is tested here is the decision and the counting.
+//! Needs root (CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW, and CAP_SYS_ADMIN for a network namespace of its own),
+//! and leaves nothing behind: devices die with the anonymous namespace, maps and program with their fds.
 
 #![expect(
     clippy::expect_used,
@@ -28,7 +28,8 @@ const NOTHING: QueueCounters = QueueCounters {
     passed: 0,
 };
 
-/// Frames of every shape that a driver may hand over. The program reads none of them, and this holds it to that.
+/// Frames of every shape that a driver may hand over. The program reads none of them, and this holds it to
+/// that.
 fn frames() -> Vec<(&'static str, Vec<u8>)> {
     let ethernet = |ether_type: [u8; 2], payload: &[u8]| {
         let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];

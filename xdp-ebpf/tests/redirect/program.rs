@@ -46,9 +46,9 @@ impl Program {
     /// One frame that arrived on `queue` of `veth`; the action that the program chose.
     pub(crate) fn run(&mut self, frame: &[u8], veth: &Veth, queue: u32) -> u32 {
         let length = u32::try_from(frame.len()).expect("a frame is no longer than 64 KiB");
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex. The kernel
-        // (xdp_convert_md_to_buff, net/bpf/test_run.c) takes a queue only together with its device, and only
-        // below real_num_rx_queues.
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex. The
+        // kernel (xdp_convert_md_to_buff, net/bpf/test_run.c) takes a queue only together with its device,
+        // and only below real_num_rx_queues.
         let context: Vec<u8> = [0, length, 0, veth.index(), queue, 0]
             .into_iter()
             .flat_map(u32::to_ne_bytes)
@@ -97,7 +97,8 @@ fn xdp(ebpf: &mut Ebpf) -> &mut Xdp {
     program.try_into().expect("the program is an XDP program")
 }
 
-/// A socket as the broker makes it: enough to fill a slot, though no frame would be delivered before it is bound.
+/// A socket as the broker makes it: enough to fill a slot, though no frame would be delivered before it is
+/// bound.
 pub(crate) fn unbound_socket() -> OwnedFd {
     socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
         .expect("this kernel has AF_XDP and we hold CAP_NET_RAW")

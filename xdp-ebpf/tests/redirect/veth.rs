@@ -29,7 +29,8 @@ pub(crate) fn in_private_network(name: &str, test: impl FnOnce() + Send + 'stati
         return;
     }
     let outcome = thread::spawn(move || {
-        // SAFETY: the danger of unshare lies in CLONE_FILES; CLONE_NEWNET changes only this thread's namespace.
+        // SAFETY: the danger of unshare lies in CLONE_FILES; CLONE_NEWNET changes only this thread's
+        // namespace.
         unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("unshare(CLONE_NEWNET) as root");
         test();
     })
@@ -39,8 +40,8 @@ pub(crate) fn in_private_network(name: &str, test: impl FnOnce() + Send + 'stati
     }
 }
 
-/// One end of the pair; BPF_PROG_TEST_RUN needs no more of a device than that it has the queue, not even that it
-/// is up.
+/// One end of the pair; BPF_PROG_TEST_RUN needs no more of a device than that it has the queue, not even that
+/// it is up.
 pub(crate) struct Veth {
     index: u32,
 }

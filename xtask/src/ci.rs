@@ -1,0 +1,192 @@
+//! `cargo xtask ci`: everything that must hold before a change is merged, each step timed.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::{build_ebpf, repository, shell, test, tidy};
+
+/// Run every check that a change must pass: format, clippy, tidy, documentation, licences, the eBPF object,
+/// the example policy, and all tests.
+///
+/// All steps run, also after one failed, and a table at the end tells what came of each and how long it took.
+/// On a bare machine `.ci/run` installs what this needs and then calls it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example, before a commit:\n  cargo xtask ci --without-test")]
+pub(crate) struct Arguments {
+    /// Leave the tests out; `cargo xtask test` runs them.
+    #[arg(long)]
+    without_test: bool,
+}
+
+type Step = (&'static str, fn() -> Result<Outcome>);
+
+const STEPS: [Step; 7] = [
+    ("format", format),
+    ("tidy", || done(tidy::run(&tidy::Arguments {}))),
+    ("clippy", clippy),
+    ("doc", documentation),
+    ("build-ebpf --check", || {
+        done(build_ebpf::run(&build_ebpf::Arguments::check()))
+    }),
+    ("policy example", policy_example),
+    ("deny", deny),
+];
+const TEST: Step = ("test", || done(test::run(&test::Arguments::default())));
+
+/// How a step ended that did not fail.
+enum Outcome {
+    Passed,
+    /// Something could not be checked here; what, and why.
+    Partly(String),
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let mut rows = Vec::new();
+    for (name, step) in STEPS.into_iter().chain((!arguments.without_test).then_some(TEST)) {
+        eprintln!("\n== {name}");
+        let started = Instant::now();
+        let outcome = step();
+        if let Err(error) = &outcome {
+            eprintln!("error: {name}: {error:#}");
+        }
+        rows.push((name, outcome, started.elapsed()));
+    }
+
+    println!("\n{:20}  seconds  outcome", "step");
+    for (name, outcome, elapsed) in &rows {
+        println!("{name:20}  {:7.1}  {}", elapsed.as_secs_f64(), in_words(outcome));
+    }
+    let total: Duration = rows.iter().map(|(_, _, elapsed)| elapsed).sum();
+    println!("{:20}  {:7.1}", "all", total.as_secs_f64());
+    match rows.iter().filter(|(_, outcome, _)| outcome.is_err()).count() {
+        0 => Ok(()),
+        failed => bail!("{failed} of {} steps failed", rows.len()),
+    }
+}
+
+fn in_words(outcome: &Result<Outcome>) -> String {
+    match outcome {
+        Ok(Outcome::Passed) => "passed".to_owned(),
+        Ok(Outcome::Partly(what)) => format!("passed, but {what}"),
+        Err(error) => format!("FAILED: {}", error.to_string().lines().next().unwrap_or_default()),
+    }
+}
+
+fn done(result: Result<()>) -> Result<Outcome> {
+    result.map(|()| Outcome::Passed)
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    shell::run(repository::cargo()?.args(arguments))
+}
+
+/// cargo fmt sees the workspace; the XDP program is not in it.
+fn format() -> Result<Outcome> {
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&["fmt", "--manifest-path", "xdp-ebpf/program/Cargo.toml", "--check"])?;
+    Ok(Outcome::Passed)
+}
+
+/// The workspace as a whole, then the client library in the forms in which others take it: built together,
+/// features are united, and a use that one of them lacks would not show.
+fn clippy() -> Result<Outcome> {
+    let deny_warnings = ["--", "--deny", "warnings"];
+    cargo(
+        &[
+            &["clippy", "--locked", "--workspace", "--all-targets"],
+            deny_warnings.as_slice(),
+        ]
+        .concat(),
+    )?;
+    for features in ["wire", "sys", "wire,sys"] {
+        let only = [
+            "clippy",
+            "--locked",
+            "--package",
+            "xsk-client",
+            "--no-default-features",
+            "--features",
+            features,
+        ];
+        cargo(&[only.as_slice(), &deny_warnings].concat())?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn documentation() -> Result<Outcome> {
+    let mut cargo = repository::cargo()?;
+    cargo
+        .args(["doc", "--locked", "--workspace", "--no-deps"])
+        .env("RUSTDOCFLAGS", "--deny warnings");
+    done(shell::run(&mut cargo))
+}
+
+/// The example of a policy that users start from, by the daemon's own validator.
+fn policy_example() -> Result<Outcome> {
+    let root = repository::root()?;
+    if fs::metadata(root.join("policy.example.toml")).is_err() {
+        bail!("policy.example.toml does not exist");
+    }
+    cargo(&[
+        "run",
+        "--locked",
+        "--quiet",
+        "--package",
+        "xsk-broker",
+        "--",
+        "check",
+        "policy.example.toml",
+    ])?;
+    Ok(Outcome::Passed)
+}
+
+/// Licences, duplicates and origins by what is in the repository; known vulnerabilities by a database that
+/// has to be fetched, which not every machine may do.
+fn deny() -> Result<Outcome> {
+    if repository::cargo()?
+        .args(["deny", "--version"])
+        .output()
+        .is_ok_and(|output| !output.status.success())
+    {
+        let how = "cargo install --locked cargo-deny";
+        if repository::in_ci() {
+            bail!("cargo-deny is not installed: {how}");
+        }
+        return Ok(Outcome::Partly(format!(
+            "not run: cargo-deny is not installed ({how})"
+        )));
+    }
+    // The XDP program is a workspace of its own, held to the same rules.
+    for manifest in ["Cargo.toml", "xdp-ebpf/program/Cargo.toml"] {
+        let check = [
+            "deny",
+            "--locked",
+            "--manifest-path",
+            manifest,
+            "check",
+            "--config",
+            "deny.toml",
+        ];
+        cargo(
+            &[
+                check.as_slice(),
+                &["--hide-inclusion-graph", "bans", "licenses", "sources"],
+            ]
+            .concat(),
+        )?;
+    }
+    match shell::output(repository::cargo()?.args(["deny", "--locked", "fetch", "db"])) {
+        Ok(_) => {
+            cargo(&["deny", "--locked", "check", "--disable-fetch", "advisories"])?;
+            Ok(Outcome::Passed)
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            Ok(Outcome::Partly(
+                "without advisories: their database cannot be reached from here".to_owned(),
+            ))
+        }
+    }
+}

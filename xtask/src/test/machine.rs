@@ -1,0 +1,61 @@
+//! What this machine can do for the tests: found out by trying, completed where that is possible.
+
+use std::fs;
+
+use anyhow::Result;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::process::geteuid;
+
+use crate::{debian, shell};
+
+/// A machine that was looked at and completed.
+pub(super) struct Machine {
+    /// Why the tests that need root cannot run, if they cannot.
+    pub(super) no_root_tests: Option<String>,
+}
+
+impl Machine {
+    /// Looks at kernel and tools before anything is built: what is missing should not show after minutes.
+    pub(super) fn prepare(without_root: bool) -> Result<Self> {
+        let no_root_tests = if without_root {
+            Some("--without-root was given".to_owned())
+        } else {
+            missing_rights().or_else(missing_in_kernel)
+        };
+        // The Python client that the papers show is run by a test.
+        if no_root_tests.is_none() && shell::find("python3").is_none() {
+            debian::install(&["python3"], "one test runs the Python client of the papers")?;
+        }
+        Ok(Self { no_root_tests })
+    }
+}
+
+/// Asks for root once, at the start, where somebody may be there to type a password.
+fn missing_rights() -> Option<String> {
+    if geteuid().is_root() {
+        return None;
+    }
+    eprintln!("the tests on the real kernel need root: asking sudo");
+    match shell::as_root("true").and_then(|mut command| shell::run(&mut command)) {
+        Ok(()) => None,
+        Err(error) => Some(format!("they need root, and {error:#}")),
+    }
+}
+
+fn missing_in_kernel() -> Option<String> {
+    // The kernel looks for the family before it looks at rights, so this asks the right question of any uid:
+    // without CAP_NET_RAW the answer is EPERM where AF_XDP exists (xsk_create, net/xdp/xsk.c).
+    let socket = socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None);
+    if let Err(Errno::AFNOSUPPORT) = socket {
+        return Some("this kernel has no AF_XDP sockets (CONFIG_XDP_SOCKETS)".to_owned());
+    }
+    let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let has_bpffs = filesystems
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some("bpf"));
+    if !has_bpffs {
+        return Some("this kernel has no bpf file system (CONFIG_BPF_SYSCALL)".to_owned());
+    }
+    None
+}
