@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use xsk_client::CallError;
+use xsk_client::wire::{BrokerError, ServiceError};
 
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,25 @@ Exit codes:
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
+    }
+}
+
+/// What an error means for the exit code.
+pub fn of_error(error: &anyhow::Error) -> Exit {
+    match error.downcast_ref::<CallError>() {
+        Some(CallError::Connect { .. } | CallError::Connection { .. } | CallError::Timeout { .. }) => Exit::Unreachable,
+        Some(CallError::Refused { source, .. }) => of_refusal(source),
+        Some(CallError::Service { source, .. }) if matches!(**source, ServiceError::PermissionDenied {}) => Exit::Denied,
+        _ => Exit::Failed,
+    }
+}
+
+fn of_refusal(refusal: &BrokerError) -> Exit {
+    match refusal {
+        BrokerError::Denied { .. } => Exit::Denied,
+        BrokerError::QueueBusy { .. } | BrokerError::QuotaExceeded { .. } => Exit::Busy,
+        BrokerError::DeviceUnavailable { .. } | BrokerError::NoSuchQueue { .. } => Exit::Config,
+        _ => Exit::Failed,
     }
 }
 

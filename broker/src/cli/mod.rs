@@ -3,7 +3,12 @@
 pub mod check;
 pub mod exit;
 pub mod explain;
+pub mod grant;
+pub mod list;
+pub mod output;
+pub mod revoke;
 pub mod serve;
+pub mod status;
 pub mod table;
 
 use std::io;
@@ -12,7 +17,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use exit::Exit;
+
 /// Hands AF_XDP sockets to unprivileged processes: by policy, per queue.
+///
+/// An operator writes a policy, checks it with `check`, and runs `serve`. A user asks `explain` what the policy gives,
+/// and takes queues with `grant`. Queues are written IF:QUEUES everywhere, as in eth0:2-4.
 #[derive(Debug, Parser)]
 #[command(version, after_help = exit::TABLE)]
 struct Cli {
@@ -24,6 +34,12 @@ struct Cli {
 enum Verb {
     Serve(serve::ServeArgs),
     Check(check::CheckArgs),
+    Explain(explain::ExplainArgs),
+    List(list::ListArgs),
+    Status(status::StatusArgs),
+    #[command(visible_alias = "exec")]
+    Grant(grant::GrantArgs),
+    Revoke(revoke::RevokeArgs),
 }
 
 /// Parses the command line and does what it says.
@@ -31,8 +47,22 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
-    match cli.verb {
-        Verb::Serve(args) => serve::run(&args).into(),
+    let exit = match cli.verb {
+        Verb::Serve(args) => serve::run(&args),
         Verb::Check(args) => check::run(&args),
-    }
+        Verb::Explain(args) => report(explain::run(&args)),
+        Verb::List(args) => report(list::run(&args)),
+        Verb::Status(args) => report(status::run(&args)),
+        Verb::Grant(args) => report(grant::run(args)),
+        Verb::Revoke(args) => report(revoke::run(&args)),
+    };
+    exit.into()
+}
+
+/// Says what went wrong, if anything, and how the command ends.
+fn report(result: anyhow::Result<Exit>) -> Exit {
+    result.unwrap_or_else(|error| {
+        eprintln!("xsk-broker: {error:#}");
+        exit::of_error(&error)
+    })
 }

@@ -1,0 +1,115 @@
+//! `xsk-broker grant IF:QUEUES -- COMMAND`: takes queues and becomes the command, which inherits the sockets.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::process::{Gid, Uid};
+use xsk_client::wire::{Acquire, RingSizes, SocketKind, Target};
+
+use super::exit::Exit;
+use super::output::Sockets;
+
+/// The first fd that is passed on (sd_listen_fds(3), SD_LISTEN_FDS_START).
+const FIRST_FD: i32 = 3;
+
+/// Take queues and run a command that inherits their sockets.
+///
+/// This process becomes the command, so the lease lives as long as the command does. It finds its sockets from file
+/// descriptor 3 on, and in its environment LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES (xsk-eth0-4 for queue 4 of eth0),
+/// XSK_LEASE (the broker's reply as JSON) and XSK_BROKER_SOCKET. The command has to bind them and to activate the
+/// lease in time; `Grant::from_env()` of the Rust library does.
+///
+/// Example: xsk-broker grant eth0:2 --as alice -- ./echo
+#[derive(Debug, clap::Args)]
+pub struct GrantArgs {
+    /// Which queues of which interface, as in eth0:2-4
+    #[arg(value_name = "IF:QUEUES")]
+    target: Target,
+
+    /// Become this user before asking, so that the kernel attests it; for root
+    #[arg(long = "as", value_name = "USER|UID")]
+    user: Option<String>,
+
+    /// Entries of each of the four rings, a power of two [default: 2048]
+    #[arg(long, value_name = "N")]
+    ring_entries: Option<u32>,
+
+    /// A text for the broker's list and log
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
+
+    #[command(flatten)]
+    sockets: Sockets,
+
+    /// What to run
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// Runs the command. Returns only if it failed.
+///
+/// # Errors
+///
+/// As the broker says, and where the command cannot be run.
+pub fn run(args: GrantArgs) -> anyhow::Result<Exit> {
+    let rings = args.ring_entries.map(RingSizes::all);
+    if let Some(rings) = rings {
+        rings.check()?;
+    }
+    if let Some(user) = &args.user {
+        become_user(user)?;
+    }
+
+    // The connection is closed by exec: a lease lives as long as the process, not the connection.
+    let mut broker = args.sockets.connect()?;
+    let Target { interface, queues } = args.target;
+    let request = Acquire { interface, queues, sockets: SocketKind::Prepared, rings, label: args.label };
+    let (lease, sockets) = broker.acquire(&request)?;
+
+    let names: Vec<String> =
+        lease.sockets.iter().map(|socket| format!("xsk-{}-{}", lease.interface, socket.queue)).collect();
+    let mappings =
+        (FIRST_FD..).zip(sockets).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd }).collect();
+    let (program, arguments) = args.command.split_first().context("no command given")?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("LISTEN_FDS", names.len().to_string())
+        .env("LISTEN_PID", std::process::id().to_string())
+        .env("LISTEN_FDNAMES", names.join(":"))
+        .env("XSK_LEASE", serde_json::to_string(&lease)?)
+        .env("XSK_BROKER_SOCKET", &args.sockets.socket)
+        .fd_mappings(mappings)?;
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot run {}", program.display()))
+}
+
+/// Gives up root for a user: groups, gid and uid. The kernel clears all capabilities with the last (capabilities(7)).
+fn become_user(name: &str) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("--as {name} is for root: without it, the request is made as the user that you are");
+    }
+    let user = match name.parse::<u32>() {
+        Ok(uid) => uzers::get_user_by_uid(uid),
+        Err(_) => uzers::get_user_by_name(name),
+    };
+    let (uid, gid, groups) = match (&user, name.parse::<u32>()) {
+        (Some(user), _) => {
+            let groups = uzers::get_user_groups(user.name(), user.primary_group_id()).unwrap_or_default();
+            (user.uid(), user.primary_group_id(), groups.iter().map(uzers::Group::gid).collect())
+        }
+        // A number needs no entry in passwd.
+        (None, Ok(uid)) => (uid, uid, Vec::new()),
+        (None, Err(_)) => bail!("there is no user {name}"),
+    };
+    let groups: Vec<Gid> = groups.into_iter().map(Gid::from_raw).collect();
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    // This process has one thread: what these set is the process's.
+    rustix::thread::set_thread_groups(&groups).context("setgroups")?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid).context("setresgid")?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).context("setresuid")?;
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! `xsk-broker list`: who holds what.
+
+use serde_json::json;
+use xsk_client::wire::{Lease, LeaseQueue, Leases};
+
+use super::exit::Exit;
+use super::output::{self, Sockets, duration};
+use super::table::{Column, layout};
+
+/// List leases: all of them for root, one's own for others.
+///
+/// One line for each queue. REDIRECTED counts the packets that the XDP program handed to the socket since the lease was
+/// activated; of these, DROPPED did not reach the holder, because its RX ring was full or there was no fill entry
+/// (the socket's own counters). A lease is "lingering" when it has ended and the kernel still holds a queue for its
+/// socket.
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    /// Print the reply as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    sockets: Sockets,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// As the broker says.
+pub fn run(args: &ListArgs) -> anyhow::Result<Exit> {
+    let mut broker = args.sockets.connect_for_most()?;
+    output::print(&mut broker, "ListLeases", &json!({}), args.json, text)?;
+    Ok(Exit::Ok)
+}
+
+fn text(reply: &Leases) -> String {
+    if reply.leases.is_empty() {
+        return "no leases\n".into();
+    }
+    let columns = [
+        Column::Right("LEASE"),
+        Column::Left("QUEUE"),
+        Column::Left("HOLDER"),
+        Column::Left("RULE"),
+        Column::Left("SOCKET"),
+        Column::Left("MODE"),
+        Column::Left("LOCK"),
+        Column::Left("STATE"),
+        Column::Right("AGE"),
+        Column::Right("REDIRECTED"),
+        Column::Right("DROPPED"),
+    ];
+    let rows: Vec<_> =
+        reply.leases.iter().flat_map(|lease| lease.queues.iter().map(move |queue| row(lease, queue))).collect();
+    layout(columns, &rows)
+}
+
+fn row(lease: &Lease, queue: &LeaseQueue) -> [String; 11] {
+    let holder = &lease.holder;
+    let gone = if holder.alive { "" } else { " (exited)" };
+    [
+        lease.lease.to_string(),
+        format!("{}:{}", lease.interface, queue.queue),
+        format!("uid {} pid {}{gone}", holder.uid, holder.pid),
+        lease.rule.clone(),
+        lease.sockets.to_string(),
+        format!("{}/{}", lease.xdp, queue.mode.map_or("-", |mode| mode.as_str())),
+        lease.queue_lock.to_string(),
+        lease.state.to_string(),
+        duration(lease.age_ms),
+        queue.counters.redirected.to_string(),
+        queue.counters.dropped().to_string(),
+    ]
+}

@@ -1,0 +1,86 @@
+//! `xsk-broker status`: how the daemon and its devices are doing.
+
+use serde_json::json;
+use xsk_client::wire::{Interface, Interfaces, Status};
+
+use super::exit::Exit;
+use super::output::{self, Sockets, duration};
+use super::table::{Column, layout};
+
+/// Show the daemon, what it found in the kernel, and its devices. For root.
+///
+/// PASSED counts packets of queues that nobody holds: they went on to the host's network stack.
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    /// Print the replies of GetStatus and ListInterfaces as JSON, one line each
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    sockets: Sockets,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// As the broker says.
+pub fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
+    let mut broker = args.sockets.connect_as_operator()?;
+    output::print(&mut broker, "GetStatus", &json!({}), args.json, status)?;
+    output::print(&mut broker, "ListInterfaces", &json!({}), args.json, interfaces)?;
+    Ok(Exit::Ok)
+}
+
+fn status(status: &Status) -> String {
+    let lines = [
+        ("version", status.version.clone()),
+        ("process", format!("pid {}, uid {}, up {}", status.pid, status.uid, duration(status.uptime_ms))),
+        ("may raise", status.capabilities.join(" ")),
+        ("policy", format!("{} ({} rules)", status.policy_files.join(" "), status.rules)),
+        ("leases", status.leases.to_string()),
+        ("connections", status.connections.to_string()),
+        ("kernel", status.kernel.clone()),
+    ];
+    let mut text: String = lines.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect();
+    for probe in &status.probes {
+        let there = if probe.available { "yes" } else { "no" };
+        text.push_str(&format!("  {:<20} {there:<4} {}\n", probe.name, probe.note));
+    }
+    text
+}
+
+fn interfaces(reply: &Interfaces) -> String {
+    if reply.interfaces.is_empty() {
+        return "\nno interface of this machine is named by the policy\n".into();
+    }
+    let columns = [
+        Column::Left("INTERFACE"),
+        Column::Left("XDP"),
+        Column::Right("QUEUES"),
+        Column::Right("MAX"),
+        Column::Left("RESERVED"),
+        Column::Left("HELD"),
+        Column::Left("LOCK"),
+        Column::Right("PASSED"),
+    ];
+    let rows: Vec<_> = reply.interfaces.iter().map(row).collect();
+    format!("\n{}", layout(columns, &rows))
+}
+
+fn row(interface: &Interface) -> [String; 8] {
+    let ids = |ids: &[u32]| match ids {
+        [] => "-".to_owned(),
+        ids => ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+    };
+    [
+        interface.interface.to_string(),
+        interface.xdp.map_or("not attached", |mode| mode.as_str()).to_owned(),
+        interface.queues.to_string(),
+        interface.queues_max.to_string(),
+        ids(&interface.reserved),
+        ids(&interface.held),
+        interface.queue_lock.to_string(),
+        interface.passed.to_string(),
+    ]
+}
