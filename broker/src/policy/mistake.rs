@@ -1,0 +1,339 @@
+//! Every mistake that a policy can have, in words, with what to write instead.
+//!
+//! All sentences of `check` are here. What comes from a file goes through [`shown`].
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::diagnostic::harmless;
+use super::queues::QueuesError;
+
+/// Which kind of table something stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Section {
+    Top,
+    Interface,
+    Allow,
+    Deny,
+    Limits,
+}
+
+impl fmt::Display for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Top => "a policy file",
+            Self::Interface => "[interface.NAME]",
+            Self::Allow => "[[allow]]",
+            Self::Deny => "[[deny]]",
+            Self::Limits => "limits",
+        })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Mistake {
+    // The text itself.
+    #[error("{message}")]
+    Syntax { message: String },
+    #[error("the value of `{key}` is not in quotes")]
+    Unquoted { key: &'static str, value: String },
+    #[error("the name of the interface is not in quotes")]
+    UnquotedName { name: String },
+    #[error("not UTF-8 from here on")]
+    NotUtf8,
+
+    // Keys and types.
+    #[error("unknown key `{}` in {section}", shown(key))]
+    UnknownKey {
+        section: Section,
+        key: String,
+        known: Vec<&'static str>,
+    },
+    #[error("`{0}` is a key of a later version")]
+    LaterKey(&'static str),
+    #[error("`{}` is {found}, where {expected} is expected", shown(key))]
+    WrongType {
+        key: String,
+        expected: &'static str,
+        found: &'static str,
+        write: Option<String>,
+    },
+    #[error("`{}` is not a value of `{key}`", shown(word))]
+    UnknownWord {
+        key: &'static str,
+        word: String,
+        known: Vec<&'static str>,
+    },
+    #[error("`{key} = {word:?}` is of a later version: this one has {have:?} only")]
+    LaterWord {
+        key: &'static str,
+        word: &'static str,
+        have: &'static str,
+    },
+    #[error("`{key}` is {}, it must be {min} to {max}", shown(value))]
+    OutOfRange {
+        key: &'static str,
+        value: String,
+        min: u32,
+        max: u32,
+    },
+    #[error("`ring-entries` is {0}, it must be a power of two as the kernel's rings are")]
+    NotPowerOfTwo(u32),
+    #[error("{section} without `{key}`")]
+    MissingKey {
+        section: Section,
+        key: &'static str,
+        example: &'static str,
+    },
+    #[error("`{0}` is an empty list")]
+    EmptyList(&'static str),
+    #[error("`{0}` has more than {1} entries")]
+    TooMany(&'static str, usize),
+    #[error("{} is given twice in `{key}`", shown(entry))]
+    Twice { key: &'static str, entry: String },
+
+    // Tables.
+    #[error("[{0}] is a single table, where rules are a list of them")]
+    RuleIsTable(&'static str),
+    #[error("[[interface]] is a list, devices are named tables")]
+    InterfaceIsList,
+    #[error("[interface.{}] is there already, at {first}", shown(name))]
+    DuplicateInterface { name: String, first: String },
+    #[error("a name with a dot was not quoted")]
+    UnquotedDot(String),
+
+    // Rules.
+    #[error("{0} does not say for whom")]
+    MissingWho(Section),
+    #[error("`{}` is no name for a rule", shown(.0))]
+    BadRuleName(String),
+    #[error("a rule is called `{name}` already, at {first}")]
+    DuplicateRule { name: String, first: String },
+    #[error("`{}` is no {kind} name", shown(name))]
+    BadAccountName { kind: &'static str, name: String },
+    #[error("`{}` is no id of a {kind}", shown(id))]
+    BadId { kind: &'static str, id: String },
+    #[error("`user = \"*\"` is everybody already, so the others beside it change nothing")]
+    BesideEverybody,
+    #[error("there is no `group = \"*\"`")]
+    EveryGroup,
+    #[error("`{}` is no interface name", shown(.0))]
+    BadInterface(String),
+    #[error("`{}` is no pattern for interfaces: {why}", shown(glob))]
+    BadGlob { glob: String, why: String },
+    #[error("{0}")]
+    BadQueues(QueuesError),
+    #[error("[interface.{}] does not say what confines unbound sockets: no `queue-lock`", shown(.0))]
+    MissingQueueLock(String),
+    #[error("`queue-lock = {word:?}` is of a later version: this one has \"none\" only")]
+    LaterQueueLock { interface: String, word: &'static str },
+
+    // Files.
+    #[error("cannot be read: {0}")]
+    Unreadable(std::io::Error),
+    #[error("is {0}, not a file")]
+    NotAFile(&'static str),
+    #[error("has more than {0} bytes")]
+    TooLarge(u64),
+    #[error("has more than {0} policy files")]
+    TooManyFiles(usize),
+    #[error("belongs to uid {uid}, not to root: who can write it can hand out queues")]
+    NotRoots {
+        path: PathBuf,
+        uid: u32,
+        mode: &'static str,
+    },
+    #[error("can be written by {who} (mode {mode:04o}): who can write it can hand out queues")]
+    WritableByOthers {
+        path: PathBuf,
+        who: &'static str,
+        mode: u32,
+    },
+
+    // Warnings.
+    #[error("no {kind} `{}` on this machine: never matches here", shown(name))]
+    NoSuchAccount { kind: &'static str, name: String },
+    #[error("no interface {} here now: never matches until there is one", shown(.0))]
+    NoSuchInterface(String),
+    #[error("no interface that matches {} here now: never matches until there is one", shown(.0))]
+    NothingMatches(String),
+    #[error("no [interface] section names {}: this rule never grants there", shown(.0))]
+    NotListed(String),
+    #[error(
+        "all of queues {queues} are reserved on {}: this rule never grants there",
+        shown(interface)
+    )]
+    AllReserved { interface: String, queues: String },
+    #[error("no [[allow]] rule: this policy grants nothing to anybody")]
+    NoAllow,
+    #[error("no [interface.NAME] section: this policy touches no device")]
+    NoInterface,
+}
+
+const WHO_EXAMPLE: &str = "user = \"alice\", or group = \"kvm\", or user = \"*\" for everybody";
+
+impl Mistake {
+    /// What to do about it.
+    pub(super) fn help(&self) -> Option<String> {
+        let help = match self {
+            Self::Unquoted {
+                key: "sockets",
+                value,
+            } => format!("write `sockets = [\"{}\"]`", shown(value)),
+            Self::Unquoted { key, value } => format!("write `{key} = \"{}\"`", shown(value)),
+            Self::UnquotedName { name } => {
+                let name = shown(name);
+                format!(
+                    "patterns, and names with other than letters, digits, `-` and `_`: [interface.\"{name}\"]"
+                )
+            }
+            Self::UnknownKey { key, known, .. } => did_you_mean(key, known),
+            Self::UnknownWord { word, known, .. } => did_you_mean(word, known),
+            Self::LaterKey(_) => "leave it out: this version does nothing like it".to_owned(),
+            Self::WrongType { write, .. } => return write.as_ref().map(|text| format!("write `{text}`")),
+            Self::LaterWord { key, have, .. } => match *key {
+                "sockets" => format!("write `sockets = [{have:?}]`"),
+                key => format!("write `{key} = {have:?}`"),
+            },
+            Self::NotPowerOfTwo(value) => match value.checked_next_power_of_two() {
+                Some(above) => format!("write {} or {above}", above / 2),
+                None => return None,
+            },
+            Self::MissingKey { example, .. } => format!("add `{example}`"),
+            Self::EmptyList("interface") => {
+                "name an interface, or \"*\" for all that have a section".to_owned()
+            }
+            Self::EmptyList("sockets") => "write `sockets = [\"prepared\"]`".to_owned(),
+            Self::EmptyList(_) | Self::MissingWho(_) => format!("add {WHO_EXAMPLE}"),
+            Self::RuleIsTable(name) => format!("write [[{name}]], with two brackets"),
+            Self::InterfaceIsList => "write [interface.eth0], with one pair of brackets".to_owned(),
+            Self::UnquotedDot(header) => format!("TOML takes the dot as a separator: write {header}"),
+            Self::BadRuleName(_) => "1 to 64 letters, digits, `-`, `_` and `.`".to_owned(),
+            Self::DuplicateRule { .. } => {
+                "give each rule a name of its own: the log tells them apart by it".into()
+            }
+            Self::DuplicateInterface { .. } => "join the two".to_owned(),
+            Self::BesideEverybody => {
+                "leave out \"*\", or everything else: each entry of `user` and `group` adds \
+                                      people, none takes any away"
+                    .to_owned()
+            }
+            Self::EveryGroup => "everybody is `user = \"*\"`".to_owned(),
+            Self::BadInterface(_) => {
+                "1 to 15 bytes, no `/`, `:` or white space; or a pattern, as in \"eth*\"".into()
+            }
+            Self::BadQueues(QueuesError::Backwards(first, last)) => format!("write {last}-{first}"),
+            Self::BadQueues(QueuesError::Missing) => {
+                "write ids and ranges with commas, as in \"2-4,7\"".to_owned()
+            }
+            Self::BadQueues(QueuesError::NotAnId(_)) => {
+                "write ids and ranges with commas and without spaces, as in \"2-4,7\"; or \"*\" for all"
+                    .to_owned()
+            }
+            Self::MissingQueueLock(interface) | Self::LaterQueueLock { interface, .. } => {
+                let interface = shown(interface);
+                format!(
+                    "write `queue-lock = \"none\"`, and know what it costs:\n{}",
+                    none_costs(&interface)
+                )
+            }
+            Self::NotRoots { path, mode, .. } => {
+                let path = quoted(path);
+                format!(
+                    "run: chown root:root {path} && chmod {mode} {path}{}",
+                    install(&path, mode)
+                )
+            }
+            Self::WritableByOthers { path, mode, .. } => {
+                let path = quoted(path);
+                let mode = if mode & 0o111 == 0 { "0644" } else { "0755" };
+                format!("run: chmod go-w {path}{}", install(&path, mode))
+            }
+            Self::NoSuchAccount { kind, .. } if *kind == "user" => {
+                "make the user, then reload: names are looked up only when a policy is loaded".to_owned()
+            }
+            Self::NoSuchAccount { .. } => {
+                "make the group, then reload: names are looked up only when a policy is loaded".to_owned()
+            }
+            Self::NotListed(name) => format!("add {}", section_header(name)),
+            _ => return None,
+        };
+        Some(help)
+    }
+}
+
+/// What `queue-lock = "none"` costs (a holder may bind any queue of the device until it is bound).
+pub(crate) fn none_costs(interface: &str) -> String {
+    format!(
+        "nothing keeps a holder whose socket is not bound yet from binding another queue of {interface} than\n\
+         its own: it can keep others from that queue and transmit there, and with a zero-copy driver read\n\
+         what arrives there"
+    )
+}
+
+/// The line of TOML that opens the section of a device.
+pub(super) fn section_header(name: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    match !name.is_empty() && name.chars().all(bare) {
+        true => format!("[interface.{name}]"),
+        false => format!("[interface.{}]", toml_text(name)),
+    }
+}
+
+/// A text as TOML writes it.
+pub(super) fn toml_text(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// A text from a file as it may stand in a message: harmless, and not long.
+pub(super) fn shown(text: &str) -> String {
+    const MOST: usize = 80;
+    let mut shown: String = text.chars().take(MOST).map(harmless).collect();
+    if text.chars().nth(MOST).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+fn did_you_mean(word: &str, known: &[&'static str]) -> String {
+    match nearest(word, known) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => match known {
+            [] => "nothing may stand here".to_owned(),
+            known => format!("one of `{}`", known.join("`, `")),
+        },
+    }
+}
+
+/// The known word that was probably meant.
+pub(super) fn nearest(word: &str, known: &[&'static str]) -> Option<&'static str> {
+    // The distance is quadratic in the lengths, and nobody means `queues` by a thousand letters.
+    if word.len() > 64 {
+        return None;
+    }
+    let word = word.to_ascii_lowercase().replace('_', "-");
+    let distance = |known: &str| strsim::damerau_levenshtein(&word, known);
+    let near = known.iter().map(|known| (distance(known), *known)).min();
+    near.filter(|(distance, known)| *distance <= (known.len() / 3).max(1))
+        .map(|(_, known)| known)
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &std::path::Path) -> String {
+    let path = shown(&path.to_string_lossy());
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@:,".contains(c);
+    match path.chars().all(plain) {
+        true => path,
+        false => format!("'{}'", path.replace('\'', r"'\''")),
+    }
+}
+
+/// The other way out, for a policy that is not yet where it belongs.
+fn install(path: &str, mode: &str) -> String {
+    match mode == "0755" || path.starts_with("/etc/xsk-broker/") {
+        true => String::new(),
+        false => format!(
+            "\nor put a copy in place: install -D -o root -g root -m 0644 {path} /etc/xsk-broker/policy.toml"
+        ),
+    }
+}

@@ -1,0 +1,234 @@
+//! For whom a rule is: users and groups, resolved while the policy is loaded and never later.
+//!
+//! After start-up the daemon may not ask NSS any more, and a directory service that is down must not change what
+//! is allowed. So a rule holds ids, and the words that they were written with.
+
+use std::collections::HashMap;
+
+use crate::identity::Subject;
+
+use super::diagnostic::Findings;
+use super::mistake::{Mistake, Section};
+use super::table::{Item, Table};
+
+/// Names are shorter (`LOGIN_NAME_MAX` is 256).
+const MAX_NAME: usize = 256;
+
+/// What exists on a machine. A trait, so that tests can imagine one.
+pub(super) trait Machine {
+    /// The uid of a user.
+    fn user(&mut self, name: &str) -> Option<u32>;
+    /// The gid of a group.
+    fn group(&mut self, name: &str) -> Option<u32>;
+    /// The names of all interfaces; `None` where that cannot be known.
+    fn interfaces(&mut self) -> Option<Vec<String>>;
+}
+
+/// This machine: NSS, and the network namespace of the calling thread.
+#[derive(Debug, Default)]
+pub(super) struct Here {
+    users: HashMap<String, Option<u32>>,
+    groups: HashMap<String, Option<u32>>,
+}
+
+impl Machine for Here {
+    fn user(&mut self, name: &str) -> Option<u32> {
+        let look_up = || uzers::get_user_by_name(name).map(|user| user.uid());
+        *self.users.entry(name.to_owned()).or_insert_with(look_up)
+    }
+
+    fn group(&mut self, name: &str) -> Option<u32> {
+        let look_up = || uzers::get_group_by_name(name).map(|group| group.gid());
+        *self.groups.entry(name.to_owned()).or_insert_with(look_up)
+    }
+
+    /// From /proc and not from /sys/class/net: a mounted sysfs goes on showing the network namespace that it was
+    /// mounted in.
+    fn interfaces(&mut self) -> Option<Vec<String>> {
+        let table = std::fs::read("/proc/thread-self/net/dev").ok()?;
+        let table = String::from_utf8_lossy(&table);
+        let name = |line: &str| line.split_once(':').map(|(name, _)| name.trim().to_owned());
+        Some(table.lines().skip(2).filter_map(name).collect())
+    }
+}
+
+/// For whom a rule is: everybody, or whoever is one of the users or in one of the groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Who {
+    Everybody,
+    Listed {
+        users: Vec<Account>,
+        groups: Vec<Account>,
+    },
+}
+
+/// A user or a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Account {
+    /// `None`: not on this machine, matches nobody.
+    pub(crate) id: Option<u32>,
+    /// As the policy has it.
+    pub(crate) written: String,
+}
+
+impl std::fmt::Display for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.id {
+            Some(id) if self.written == id.to_string() => write!(f, "{id}"),
+            Some(id) => write!(f, "{} ({id})", self.written),
+            None => write!(f, "{} (not on this machine)", self.written),
+        }
+    }
+}
+
+impl Who {
+    pub(crate) fn matches(&self, subject: &Subject) -> bool {
+        match self {
+            Self::Everybody => true,
+            Self::Listed { users, groups } => {
+                let in_group = |gid: u32| subject.gid == gid || subject.groups.contains(&gid);
+                users.iter().any(|user| user.id == Some(subject.uid))
+                    || groups.iter().any(|group| group.id.is_some_and(in_group))
+            }
+        }
+    }
+
+    /// What this user is called here, if a rule says so by name.
+    pub(crate) fn name_of(&self, uid: u32) -> Option<&str> {
+        let Self::Listed { users, .. } = self else {
+            return None;
+        };
+        let named = |user: &&Account| user.id == Some(uid) && user.written.parse::<u32>().is_err();
+        users.iter().find(named).map(|user| user.written.as_str())
+    }
+}
+
+impl std::fmt::Display for Who {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self::Listed { users, groups } = self else {
+            return f.write_str("everybody");
+        };
+        let users = users.iter().map(|user| format!("user {user}"));
+        let groups = groups.iter().map(|group| format!("group {group}"));
+        f.write_str(&users.chain(groups).collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// Reads `user` and `group` of a rule.
+pub(super) fn read_who(
+    table: &mut Table<'_>,
+    section: Section,
+    machine: &mut dyn Machine,
+    findings: &mut Findings,
+) -> Option<Who> {
+    let (users, groups) = (table.take("user"), table.take("group"));
+    if users.is_none() && groups.is_none() {
+        findings.error(&table.place, Mistake::MissingWho(section));
+        return None;
+    }
+    let is_star = |item: &Item<'_>| item.value.as_str() == Some("*");
+    let user_entries = match &users {
+        Some(item) => item.entries(findings)?,
+        None => Vec::new(),
+    };
+    if let Some(star) = user_entries.iter().find(|entry| is_star(entry)) {
+        // "Everybody in kvm" is how `user = "*"` with `group = "kvm"` may be meant, and not what it would do.
+        if user_entries.len() > 1 || groups.is_some() {
+            findings.error(&star.place, Mistake::BesideEverybody);
+            return None;
+        }
+        return Some(Who::Everybody);
+    }
+    let users = read_accounts(&user_entries, "user", |name| machine.user(name), findings);
+    let groups = match &groups {
+        Some(item) => {
+            let entries = item.entries(findings)?;
+            if let Some(star) = entries.iter().find(|entry| is_star(entry)) {
+                findings.error(&star.place, Mistake::EveryGroup);
+                return None;
+            }
+            read_accounts(&entries, "group", |name| machine.group(name), findings)
+        }
+        None => Some(Vec::new()),
+    };
+    Some(Who::Listed {
+        users: users?,
+        groups: groups?,
+    })
+}
+
+fn read_accounts(
+    entries: &[Item<'_>],
+    kind: &'static str,
+    mut look_up: impl FnMut(&str) -> Option<u32>,
+    findings: &mut Findings,
+) -> Option<Vec<Account>> {
+    let mut accounts: Vec<Account> = Vec::new();
+    let mut whole = true;
+    for entry in entries {
+        match read_account(entry, kind, &mut look_up, findings) {
+            Some(account) if accounts.iter().any(|had| had.written == account.written) => {
+                let twice = account.written;
+                findings.error(
+                    &entry.place,
+                    Mistake::Twice {
+                        key: kind,
+                        entry: twice,
+                    },
+                );
+            }
+            Some(account) => accounts.push(account),
+            None => whole = false,
+        }
+    }
+    whole.then_some(accounts)
+}
+
+fn read_account(
+    entry: &Item<'_>,
+    kind: &'static str,
+    look_up: &mut dyn FnMut(&str) -> Option<u32>,
+    findings: &mut Findings,
+) -> Option<Account> {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = match (entry.value.as_integer(), entry.value.as_str()) {
+        (Some(number), _) => Some((number.as_str(), number.radix())),
+        (None, Some(text)) if digits(text) => Some((text, 10)),
+        (None, Some(_)) => None,
+        (None, None) => {
+            entry.wrong("a name or a number", None, findings);
+            return None;
+        }
+    };
+    if let Some((number, radix)) = number {
+        // u32::MAX is (uid_t)-1, which the kernel takes for "no change" and gives to nobody.
+        let id = u32::from_str_radix(number, radix)
+            .ok()
+            .filter(|id| *id != u32::MAX);
+        let Some(id) = id else {
+            let id = number.to_owned();
+            findings.error(&entry.place, Mistake::BadId { kind, id });
+            return None;
+        };
+        return Some(Account {
+            id: Some(id),
+            written: id.to_string(),
+        });
+    }
+    let name = entry.value.as_str()?;
+    let forbidden = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ':' | ',');
+    if name.is_empty() || name.len() > MAX_NAME || name.starts_with(['-', '*']) || name.contains(forbidden) {
+        let name = name.to_owned();
+        findings.error(&entry.place, Mistake::BadAccountName { kind, name });
+        return None;
+    }
+    let id = look_up(name);
+    if id.is_none() {
+        let name = name.to_owned();
+        findings.warn(&entry.place, Mistake::NoSuchAccount { kind, name });
+    }
+    Some(Account {
+        id,
+        written: name.to_owned(),
+    })
+}
