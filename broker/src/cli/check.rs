@@ -172,7 +172,7 @@ fn print_section(section: &InterfaceSection, out: &mut dyn Write) -> io::Result<
 
 fn print_rule(rule: &Rule, out: &mut dyn Write) -> io::Result<()> {
     let queues = match rule.queues.to_string() {
-        all if all == "*" => "all queues".to_owned(),
+        all if all == "*" => "any queue".to_owned(),
         queues => format!("queues {queues}"),
     };
     let target = format!("{queues} of {}", rule.interfaces_written());
@@ -312,5 +312,104 @@ impl JsonRule {
             at: rule.at.clone(),
             gives,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const GOOD: &str = "[interface.lo]\nqueue-lock = \"none\"\nreserved = \"0\"\n\n[[allow]]\nname = \"r\"\n\
+                        user = [\"root\", 7]\ninterface = [\"lo\"]\nqueues = \"*\"\nsockets = [\"prepared\"]\n\
+                        insert = \"at-grant\"\nlimits = { queues = 1 }\n\n[[deny]]\nname = \"d\"\nuser = \"*\"\n\
+                        interface = \"lo\"\nqueues = \"3\"\n";
+
+    fn check(text: &str, strict: bool) -> (bool, String, String, serde_json::Value) {
+        let args = CheckArgs {
+            file: "p.toml".into(),
+            strict,
+            json: false,
+        };
+        let outcome = Policy::parse(Path::new("p.toml"), text.as_bytes());
+        let report = Report::new(&args, &outcome);
+        let (mut out, mut err, mut json) = (Vec::new(), Vec::new(), Vec::new());
+        report.print(&mut out, &mut err).unwrap();
+        report.print_json(&mut json).unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (
+            report.good,
+            text(out),
+            text(err),
+            serde_json::from_slice(&json).unwrap(),
+        )
+    }
+
+    #[test]
+    fn a_good_policy_is_told_with_its_costs() {
+        let (good, out, err, json) = check(GOOD, true);
+        assert!(good);
+        assert_eq!(err, "");
+        assert_eq!(
+            out,
+            "\
+p.toml: good, 1 interface section, 2 rules
+
+interface lo
+  xdp auto, queues 0 reserved
+  queue-lock none, which costs:
+    nothing keeps a holder whose socket is not bound yet from binding another queue of lo than
+    its own: it can keep others from that queue and transmit there, and with a zero-copy driver read
+    what arrives there
+
+allow r
+  user root (0), user 7 may have any queue of lo
+  1 queue at a time for each user; sockets prepared; rings of at most 4096 entries; 5000 ms to activate
+  insert at-grant, which costs:
+    from the grant until its holder has bound the socket, the packets of a queue are lost:
+    delivered to nobody, not passed to the host, counted nowhere
+
+deny d
+  everybody never gets queues 3 of lo
+
+A request is granted if one allow rule covers all of it, and no deny rule touches any of it.
+"
+        );
+        assert_eq!(json["ok"], true);
+        assert_eq!(json["rules"][0]["insert"], "at-grant");
+        assert_eq!(json["rules"][1]["effect"], "deny");
+        assert_eq!(json["interfaces"][0]["queueLock"], "none");
+    }
+
+    #[test]
+    fn warnings_count_if_strict() {
+        let text = GOOD.replace("\"root\"", "\"no-such-user-here\"");
+        let (good, out, err, json) = check(&text, false);
+        assert!(
+            good && out.starts_with("p.toml: good") && err.starts_with("warning: no user"),
+            "{err}"
+        );
+        assert_eq!(json["diagnostics"][0]["severity"], "warning");
+        let (good, out, err, _) = check(&text, true);
+        assert!(!good && out.is_empty(), "{out}");
+        assert!(
+            err.ends_with("p.toml: 1 warning, which --strict takes for errors\n"),
+            "{err}"
+        );
+    }
+
+    #[test]
+    fn a_bad_policy_is_told_with_places() {
+        let (good, out, err, json) = check(&GOOD.replace("queues = \"*\"", "queues = \"x\""), false);
+        assert!(!good && out.is_empty());
+        assert!(
+            err.ends_with("\np.toml: 1 error, 0 warnings: not a policy\n"),
+            "{err}"
+        );
+        let first = &json["diagnostics"][0];
+        assert_eq!((&first["line"], &first["column"]), (&9.into(), &10.into()));
+        assert_eq!(json["ok"], false);
+        assert!(json.get("rules").is_none());
     }
 }

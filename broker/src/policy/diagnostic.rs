@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::mistake::{Mistake, shown};
+use super::mistake::Mistake;
 
 /// At most this many characters of a source line are printed.
 const MAX_LINE: usize = 120;
@@ -56,7 +56,7 @@ impl fmt::Display for Diagnostic {
             Severity::Error => "error",
             Severity::Warning => "warning",
         };
-        let file = shown(&self.file.to_string_lossy());
+        let file = harmless_path(&self.file);
         write!(f, "{severity}: {}\n --> {file}", self.message())?;
         let gutter = self.position.as_ref().map_or(1, |at| at.line.to_string().len());
         if let Some(at) = &self.position {
@@ -97,6 +97,8 @@ pub struct Position {
 pub(super) struct Source {
     pub(super) path: PathBuf,
     pub(super) text: String,
+    /// Whether the text ends where the file stops to be UTF-8.
+    pub(super) cut: bool,
     line_starts: Vec<usize>,
 }
 
@@ -107,8 +109,14 @@ impl Source {
         Self {
             path: path.to_owned(),
             text,
+            cut: false,
             line_starts,
         }
+    }
+
+    /// `file:line` of a byte.
+    pub(super) fn at(&self, byte: usize) -> String {
+        format!("{}:{}", harmless_path(&self.path), self.line(byte) + 1)
     }
 
     /// The number of the line that holds this byte, from 0.
@@ -167,6 +175,10 @@ pub(super) fn harmless(c: char) -> char {
     }
 }
 
+fn harmless_path(path: &Path) -> String {
+    path.to_string_lossy().chars().map(harmless).collect()
+}
+
 /// A place in the files of one policy: which of them, and the bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
@@ -213,6 +225,11 @@ impl Findings {
             at,
             mistake,
         });
+    }
+
+    pub(super) fn has_errors(&self) -> bool {
+        let is_error = |finding: &Finding| finding.severity == Severity::Error;
+        self.found.iter().any(is_error)
     }
 
     /// Keeps the findings in the text of `file` for which `keep` says so, and all others.

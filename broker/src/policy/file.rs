@@ -95,7 +95,9 @@ pub(super) fn decode(path: &Path, bytes: Vec<u8>, index: usize, findings: &mut F
             findings.error(&place, Mistake::NotUtf8);
             let mut bytes = error.into_bytes();
             bytes.truncate(valid);
-            Source::new(path, String::from_utf8(bytes).unwrap_or_default())
+            let mut source = Source::new(path, String::from_utf8(bytes).unwrap_or_default());
+            source.cut = true;
+            source
         }
     }
 }

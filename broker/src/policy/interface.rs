@@ -173,7 +173,7 @@ pub(super) fn read_sections(
         let pattern = Pattern::parse(name).map_err(|mistake| findings.error(&place, mistake));
         let table = Table::new(entries, Section::Interface, place.clone()).ignoring(dotted);
         let settings = read_settings(name, table, findings);
-        let at = format!("{}:{}", source.path.display(), source.line(place.span.start) + 1);
+        let at = source.at(place.span.start);
         if let Some(first) = sections.iter().find(|section| section.pattern.written() == name) {
             let (name, first) = (name.to_owned(), first.at.clone());
             findings.error(&place, Mistake::DuplicateInterface { name, first });

@@ -33,8 +33,12 @@ impl fmt::Display for Section {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Mistake {
     // The text itself.
-    #[error("{0}")]
-    Syntax(String, Option<String>),
+    #[error("{message}")]
+    Syntax { message: String },
+    #[error("the value of `{key}` is not in quotes")]
+    Unquoted { key: &'static str, value: String },
+    #[error("the name of the interface is not in quotes")]
+    UnquotedName { name: String },
     #[error("not UTF-8 from here on")]
     NotUtf8,
 
@@ -89,7 +93,7 @@ pub(super) enum Mistake {
     Twice { key: &'static str, entry: String },
 
     // Tables.
-    #[error("[{0}] is one table, rules are a list of them")]
+    #[error("[{0}] is a single table, where rules are a list of them")]
     RuleIsTable(&'static str),
     #[error("[[interface]] is a list, devices are named tables")]
     InterfaceIsList,
@@ -172,7 +176,17 @@ impl Mistake {
     /// What to do about it.
     pub(super) fn help(&self) -> Option<String> {
         let help = match self {
-            Self::Syntax(_, help) => return help.clone(),
+            Self::Unquoted {
+                key: "sockets",
+                value,
+            } => format!("write `sockets = [\"{}\"]`", shown(value)),
+            Self::Unquoted { key, value } => format!("write `{key} = \"{}\"`", shown(value)),
+            Self::UnquotedName { name } => {
+                let name = shown(name);
+                format!(
+                    "patterns, and names with other than letters, digits, `-` and `_`: [interface.\"{name}\"]"
+                )
+            }
             Self::UnknownKey { key, known, .. } => did_you_mean(key, known),
             Self::UnknownWord { word, known, .. } => did_you_mean(word, known),
             Self::LaterKey(_) => "leave it out: this version does nothing like it".to_owned(),

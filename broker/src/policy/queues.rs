@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use xsk_client::wire::QueueSet;
 
+use super::mistake::shown;
+
 /// A set of queue ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QueueRanges {
@@ -22,7 +24,7 @@ pub enum QueuesError {
     #[error("a queue id is missing")]
     Missing,
     /// Neither an id nor a range.
-    #[error("`{0}` is neither a queue id nor a range")]
+    #[error("`{}` is neither a queue id nor a range", shown(.0))]
     NotAnId(String),
     /// The first of a range is above its last.
     #[error("the range {0}-{1} runs backwards")]

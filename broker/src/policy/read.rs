@@ -85,6 +85,9 @@ fn read_file(
 /// same line, and what seems to be missing.
 fn report_syntax(index: usize, source: &Source, errors: &[toml::de::Error], findings: &mut Findings) {
     let mut lines = BTreeSet::new();
+    if source.cut {
+        lines.insert(source.line(source.text.len()));
+    }
     let mut in_table_given_twice = false;
     for error in errors {
         let span = error.span().unwrap_or_default();
@@ -98,11 +101,7 @@ fn report_syntax(index: usize, source: &Source, errors: &[toml::de::Error], find
         }
         in_table_given_twice = twice && (header || in_table_given_twice);
         if lines.insert(line) {
-            let message = match twice {
-                true => "given twice".to_owned(),
-                false => error.message().to_owned(),
-            };
-            let mistake = Mistake::Syntax(message, syntax_help(text, twice));
+            let mistake = syntax_mistake(text, error.message(), twice);
             findings.error(&Place { file: index, span }, mistake);
         }
     }
@@ -110,30 +109,43 @@ fn report_syntax(index: usize, source: &Source, errors: &[toml::de::Error], find
         return;
     }
     findings.retain_in(index, |span, finding| match &finding.mistake {
-        Mistake::Syntax(..) | Mistake::NotUtf8 => true,
+        Mistake::Syntax { .. }
+        | Mistake::Unquoted { .. }
+        | Mistake::UnquotedName { .. }
+        | Mistake::RuleIsTable(_)
+        | Mistake::NotUtf8 => true,
         Mistake::MissingKey { .. } | Mistake::MissingWho(_) | Mistake::MissingQueueLock(_) => false,
         _ => !lines.contains(&source.line(span.start)),
     });
 }
 
-/// What was probably meant by a line that is no TOML.
-fn syntax_help(line: &str, twice: bool) -> Option<String> {
+/// The parser's words, or better ones where it is plain what was meant.
+fn syntax_mistake(line: &str, message: &str, twice: bool) -> Mistake {
+    let line = line.split('#').next().unwrap_or_default().trim();
     if twice {
-        return None;
+        let rule = [("[allow]", "allow"), ("[deny]", "deny")]
+            .into_iter()
+            .find(|(header, _)| *header == line);
+        return match rule {
+            Some((_, name)) => Mistake::RuleIsTable(name),
+            None => Mistake::Syntax {
+                message: "given twice".to_owned(),
+            },
+        };
     }
-    let line = line.trim();
-    if let Some(name) = line
+    let header = line
         .strip_prefix("[interface.")
-        .and_then(|rest| rest.strip_suffix(']'))
-    {
-        let unquoted = !name.contains(['"', '\'']);
-        return unquoted.then(|| {
-            let name = super::mistake::shown(name);
-            format!("patterns and other than plain names are quoted: write [interface.\"{name}\"]")
-        });
+        .and_then(|rest| rest.strip_suffix(']'));
+    if let Some(name) = header.filter(|name| !name.contains(['"', '\''])) {
+        let name = name.to_owned();
+        return Mistake::UnquotedName { name };
     }
-    let (key, value) = line.split_once('=')?;
-    let (key, value) = (key.trim(), value.split('#').next()?.trim());
+    unquoted_value(line).unwrap_or_else(|| Mistake::Syntax {
+        message: message.to_owned(),
+    })
+}
+
+fn unquoted_value(line: &str) -> Option<Mistake> {
     const TEXTS: [&str; 10] = [
         "xdp",
         "reserved",
@@ -146,13 +158,11 @@ fn syntax_help(line: &str, twice: bool) -> Option<String> {
         "sockets",
         "insert",
     ];
-    let key = nearest(key, &TEXTS)?;
+    let (key, value) = line.split_once('=')?;
+    let (key, value) = (nearest(key.trim(), &TEXTS)?, value.trim().to_owned());
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_,.*".contains(c);
     let unquoted = !value.is_empty() && value.chars().all(plain);
-    unquoted.then(|| match key {
-        "sockets" => format!("write `{key} = [\"{value}\"]`"),
-        _ => format!("write `{key} = \"{value}\"`"),
-    })
+    unquoted.then_some(Mistake::Unquoted { key, value })
 }
 
 /// Checks that need all files, and gives the rules that have no mistake.
@@ -168,11 +178,12 @@ fn check_whole(
     for section in sections {
         warn_if_absent(&section.pattern, &section.place, here.as_deref(), findings);
     }
+    let has_errors = findings.has_errors();
     let mut rules = Vec::new();
     let mut names: HashMap<String, String> = HashMap::new();
     for rule in read {
         let line_of = |place: &Place| match sources.get(place.file) {
-            Some(source) => format!("{}:{}", source.path.display(), source.line(place.span.start) + 1),
+            Some(source) => source.at(place.span.start),
             None => String::new(),
         };
         if let Some((name, place)) = rule.name {
@@ -187,12 +198,17 @@ fn check_whole(
             whole.at = line_of(&rule.place);
             for (pattern, place) in whole.interfaces.iter().zip(&rule.interface_places) {
                 warn_if_absent(pattern, place, here.as_deref(), findings);
-                warn_if_useless(&whole, pattern, place, sections, findings);
+                // A section with a mistake is not among them: first things first.
+                if !has_errors {
+                    warn_if_useless(&whole, pattern, place, sections, findings);
+                }
             }
             rules.push(whole);
         }
     }
-    warn_if_empty(&rules, sections, sources, findings);
+    if !has_errors {
+        warn_if_empty(&rules, sections, sources, findings);
+    }
     rules
 }
 

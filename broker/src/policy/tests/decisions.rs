@@ -291,7 +291,7 @@ fn explanations() {
     assert_eq!(operator.rule.as_deref(), Some("not-nine"));
     assert_eq!(
         operator.reason,
-        "eth0:8-9 for user alice (1001): denied by rule not-nine (p0.toml:26)"
+        "eth0:8-9 for user alice (1001): denied by rule not-nine (p0.toml:27)"
     );
     assert_eq!(operator.rules[0].why, "queue 8 is outside 0-4");
     assert_eq!(operator.rules[2].outcome, RuleOutcome::Decides);
@@ -324,7 +324,7 @@ fn suggestions_work() {
             "low",
         ),
         ("alice", "eth0:0,2", "reserved = \"0-1\"", "low"),
-        ("alice", "eth0:3,5", "queues = \"0-4\"", "wide"),
+        ("alice", "eth0:1,5", "queues = \"0-4\"", "1 reserved"),
     ] {
         let explained = policy(BASE)
             .explain(&subject(who), &request(what))

@@ -3,6 +3,7 @@
 mod decisions;
 mod diagnostics;
 mod hostile;
+mod loading;
 
 use std::path::Path;
 
