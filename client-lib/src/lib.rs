@@ -9,7 +9,50 @@
 
 #![warn(missing_docs)]
 
+#[cfg(feature = "datapath")]
+mod cast;
+#[cfg(feature = "datapath")]
+mod chunks;
+#[cfg(feature = "datapath")]
+mod connection;
+#[cfg(feature = "datapath")]
+mod error;
+#[cfg(feature = "datapath")]
+mod frame;
+#[cfg(feature = "datapath")]
+mod grant;
+#[cfg(feature = "datapath")]
+mod receive;
+#[cfg(feature = "datapath")]
+pub mod ring;
+#[cfg(feature = "datapath")]
+mod setup;
 #[cfg(feature = "sys")]
 pub mod sys;
+#[cfg(feature = "datapath")]
+mod transmit;
+#[cfg(feature = "datapath")]
+mod umem;
 #[cfg(feature = "wire")]
 pub mod wire;
+#[cfg(feature = "datapath")]
+mod xsk;
+
+#[cfg(feature = "datapath")]
+pub use connection::Broker;
+#[cfg(feature = "datapath")]
+pub use error::{Error, InheritError, ProtocolError, Queue};
+#[cfg(feature = "datapath")]
+pub use frame::{Frame, Unsent, UnsentReason};
+#[cfg(feature = "datapath")]
+pub use grant::{Bound, Grant, Request};
+#[cfg(feature = "datapath")]
+pub use receive::{Received, RxFrame};
+#[cfg(feature = "datapath")]
+pub use setup::{BindOptions, Mode};
+#[cfg(feature = "datapath")]
+pub use transmit::{Transmit, TxFrame};
+#[cfg(feature = "datapath")]
+pub use umem::{Umem, UmemOptions};
+#[cfg(feature = "datapath")]
+pub use xsk::Xsk;

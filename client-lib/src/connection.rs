@@ -1,0 +1,486 @@
+//! The connection to the broker: one Varlink call at a time, blocking, with a deadline.
+//!
+//! Replies are not believed: fds where none belong, indexes that do not match, and more bytes than a reply may have
+//! are errors, and every fd that came is closed. After a failure in the middle of a reply nobody knows where the next
+//! one begins, and the connection refuses further calls.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, ProtocolError};
+use crate::sys::{self, ReceiveError};
+use crate::wire::{
+    self, Acquire, Acquired, Activate, Activated, BrokerError, DEFAULT_SOCKET, Explain, Explained, INTERFACE,
+    Interfaces, LeaseReference, Leases, MAX_QUEUES, MessageBuffer, Reply, SERVICE_INTERFACE, ServiceError,
+    ServiceInfo, Status,
+};
+
+/// Names the broker's socket, where it is not [`DEFAULT_SOCKET`].
+pub(crate) const SOCKET_VARIABLE: &str = "XSK_BROKER_SOCKET";
+
+/// The longest reply that is read: all leases of a large machine fit many times.
+const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
+
+/// A connection to the broker.
+///
+/// ```no_run
+/// use xsk_client::Broker;
+///
+/// let mut broker = Broker::connect()?;
+/// for lease in broker.list_leases()?.leases {
+///     println!("lease {} on {}: {}", lease.lease, lease.interface, lease.state);
+/// }
+/// # Ok::<(), xsk_client::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Broker {
+    stream: UnixStream,
+    incoming: MessageBuffer,
+    timeout: Duration,
+    broken: bool,
+}
+
+impl Broker {
+    /// Connects to the socket that the variable `XSK_BROKER_SOCKET` names, else to [`DEFAULT_SOCKET`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connect`].
+    pub fn connect() -> Result<Self, Error> {
+        let path = std::env::var_os(SOCKET_VARIABLE).map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from);
+        Self::connect_to(path)
+    }
+
+    /// Connects to the socket at `path`; the control socket is one too.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connect`].
+    pub fn connect_to(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let stream = UnixStream::connect(path).map_err(|source| Error::Connect {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self::over(stream))
+    }
+
+    fn over(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            incoming: MessageBuffer::new(MAX_REPLY_BYTES),
+            timeout: Duration::from_secs(10),
+            broken: false,
+        }
+    }
+
+    /// How long a call may take in all; 10 seconds if not set.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
+    /// Asks for queues of one device, all or none. The sockets come in the order of `Acquired::sockets`.
+    /// [`Grant::acquire`](crate::Grant::acquire) is the comfortable form.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] with the reason; [`Error::Protocol`] where sockets and fds do not match.
+    pub fn acquire(&mut self, request: &Acquire) -> Result<(Acquired, Vec<OwnedFd>), Error> {
+        const METHOD: &str = "Acquire";
+        let (acquired, fds) = self.exchange::<Acquired>(INTERFACE, METHOD, Some(request), MAX_QUEUES)?;
+        let sockets = in_order(&acquired, fds).map_err(|source| Error::Protocol {
+            method: METHOD,
+            source,
+        })?;
+        Ok((acquired, sockets))
+    }
+
+    /// Says that the sockets of a lease are bound, and that packets are to be redirected to them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`]: `NotBound`, `BoundElsewhere`, `NoSuchLease`.
+    pub fn activate(&mut self, lease: u64) -> Result<Activated, Error> {
+        self.ask("Activate", &Activate { lease })
+    }
+
+    /// Ends a lease of one's own. It is no error where it has ended already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`]: `NoSuchLease` where it is another's.
+    pub fn release(&mut self, lease: u64) -> Result<(), Error> {
+        self.ask::<Nothing>("Release", &LeaseReference { lease })
+            .map(drop)
+    }
+
+    /// One's own leases; on the control socket everybody's.
+    ///
+    /// # Errors
+    ///
+    /// Those of the connection.
+    pub fn list_leases(&mut self) -> Result<Leases, Error> {
+        self.ask("ListLeases", &Nothing {})
+    }
+
+    /// The devices that one's rules cover; on the control socket all that the policy names.
+    ///
+    /// # Errors
+    ///
+    /// Those of the connection.
+    pub fn list_interfaces(&mut self) -> Result<Interfaces, Error> {
+        self.ask("ListInterfaces", &Nothing {})
+    }
+
+    /// What an `Acquire` would be answered, and by which rule.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] where it asks for another user on the broker socket.
+    pub fn explain(&mut self, request: &Explain) -> Result<Explained, Error> {
+        self.ask("Explain", request)
+    }
+
+    /// Ends anybody's lease. On the control socket only.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`]: `NoSuchLease`; [`Error::Service`] on the broker socket.
+    pub fn revoke(&mut self, lease: u64) -> Result<(), Error> {
+        self.ask::<Nothing>("Revoke", &LeaseReference { lease }).map(drop)
+    }
+
+    /// How the daemon is doing. On the control socket only.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Service`] on the broker socket.
+    pub fn get_status(&mut self) -> Result<Status, Error> {
+        self.ask("GetStatus", &Nothing {})
+    }
+
+    /// Who answers at this socket (`org.varlink.service.GetInfo`).
+    ///
+    /// # Errors
+    ///
+    /// Those of the connection.
+    pub fn get_info(&mut self) -> Result<ServiceInfo, Error> {
+        let (info, _) = self.exchange(SERVICE_INTERFACE, "GetInfo", None::<&Nothing>, 0)?;
+        Ok(info)
+    }
+
+    /// Calls any method of the broker's interface whose reply brings no fds.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`], and those of the connection.
+    pub fn call<R: DeserializeOwned>(
+        &mut self,
+        method: &'static str,
+        parameters: &impl Serialize,
+    ) -> Result<R, Error> {
+        self.ask(method, parameters)
+    }
+
+    fn ask<R: DeserializeOwned>(
+        &mut self,
+        method: &'static str,
+        parameters: &impl Serialize,
+    ) -> Result<R, Error> {
+        Ok(self.exchange(INTERFACE, method, Some(parameters), 0)?.0)
+    }
+
+    fn exchange<R: DeserializeOwned>(
+        &mut self,
+        interface: &str,
+        method: &'static str,
+        parameters: Option<&impl Serialize>,
+        fds_limit: usize,
+    ) -> Result<(R, Vec<OwnedFd>), Error> {
+        let protocol = |source: ProtocolError| Error::Protocol { method, source };
+        let call = CallOf {
+            method: format!("{interface}.{method}"),
+            parameters,
+        };
+        let call = wire::encode(&call).map_err(|error| protocol(error.into()))?;
+        if self.broken {
+            return Err(protocol(ProtocolError::Broken));
+        }
+        // Until the whole reply is here.
+        self.broken = true;
+        let (message, fds) = self
+            .round_trip(&call, fds_limit)
+            .map_err(|failure| match failure {
+                Failure::Io(error) if is_timeout(&error) => Error::Timeout {
+                    method,
+                    waited: self.timeout,
+                },
+                Failure::Io(source) => Error::Connection { method, source },
+                Failure::Protocol(source) => protocol(source),
+            })?;
+        self.broken = false;
+        let reply: Reply = serde_json::from_slice(&message).map_err(|error| protocol(error.into()))?;
+        let parameters = reply
+            .parameters
+            .as_deref()
+            .map_or("{}", |parameters| parameters.get());
+        match reply.error {
+            None => {
+                let result = serde_json::from_str(parameters).map_err(|error| protocol(error.into()))?;
+                Ok((result, fds))
+            }
+            Some(name) => Err(refusal(method, name, parameters)),
+        }
+    }
+
+    fn round_trip(&mut self, call: &[u8], fds_limit: usize) -> Result<(Vec<u8>, Vec<OwnedFd>), Failure> {
+        let deadline = Instant::now() + self.timeout;
+        self.stream.set_write_timeout(Some(left(deadline)?))?;
+        self.stream.write_all(call)?;
+        let mut fds = Vec::new();
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            if let Some(message) = self.incoming.next_message().map_err(ProtocolError::from)? {
+                return match self.incoming.is_empty() {
+                    true => Ok((message, fds)),
+                    false => Err(ProtocolError::Surplus.into()),
+                };
+            }
+            self.stream.set_read_timeout(Some(left(deadline)?))?;
+            match sys::receive_with_fds(self.stream.as_fd(), &mut buffer, fds_limit - fds.len()) {
+                Ok((0, _)) => return Err(ProtocolError::Closed.into()),
+                Ok((bytes, more)) => {
+                    self.incoming.extend(&buffer[..bytes]);
+                    fds.extend(more);
+                }
+                Err(ReceiveError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(ReceiveError::Io(error)) => return Err(error.into()),
+                Err(error) => return Err(ProtocolError::from(error).into()),
+            }
+        }
+    }
+}
+
+/// As [`wire::Call`], with parameters that are not yet text.
+#[derive(Serialize)]
+struct CallOf<'a, P> {
+    method: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<&'a P>,
+}
+
+#[derive(Debug, Serialize, serde::Deserialize)]
+struct Nothing {}
+
+enum Failure {
+    Io(io::Error),
+    Protocol(ProtocolError),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<ProtocolError> for Failure {
+    fn from(error: ProtocolError) -> Self {
+        Self::Protocol(error)
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// The time that is left; a socket's timeout of zero would mean for ever.
+fn left(deadline: Instant) -> Result<Duration, io::Error> {
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+        left => Ok(left),
+    }
+}
+
+/// Reads an error reply.
+fn refusal(method: &'static str, name: String, parameters: &str) -> Error {
+    // Both enumerations are tagged by the error's name, with the parameters beside it.
+    let text = format!(
+        r#"{{"error":{},"parameters":{parameters}}}"#,
+        serde_json::Value::from(name.as_str())
+    );
+    if let Ok(error) = serde_json::from_str::<BrokerError>(&text) {
+        return Error::Refused {
+            method,
+            source: Box::new(error),
+        };
+    }
+    if let Ok(error) = serde_json::from_str::<ServiceError>(&text) {
+        return Error::Service {
+            method,
+            source: Box::new(error),
+        };
+    }
+    Error::Protocol {
+        method,
+        source: ProtocolError::UnknownError(name),
+    }
+}
+
+/// The fds in the order of the sockets. Each must be named, once.
+pub(crate) fn in_order(acquired: &Acquired, fds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, ProtocolError> {
+    let mismatch = ProtocolError::Fds {
+        sockets: acquired.sockets.len(),
+        fds: fds.len(),
+    };
+    if acquired.sockets.len() != fds.len() || fds.is_empty() {
+        return Err(mismatch);
+    }
+    let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
+    let ordered: Option<Vec<OwnedFd>> = acquired
+        .sockets
+        .iter()
+        .map(|socket| {
+            let index = usize::try_from(socket.socket_file_descriptor).ok()?;
+            fds.get_mut(index)?.take()
+        })
+        .collect();
+    ordered.ok_or(mismatch)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::mem::MaybeUninit;
+    use std::thread;
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+    use super::*;
+
+    const ACQUIRED: &str = r#"{"parameters":{"lease":7,"interface":"eth0","interfaceIndex":3,"rule":"r","queueLock":"none","xdp":"native","rings":{"fill":64,"completion":64,"rx":64,"tx":64},"activateWithinMs":5000,"later":true,"sockets":[{"queue":2,"socketFileDescriptor":1},{"queue":3,"socketFileDescriptor":0}]}}"#;
+
+    /// A broker that answers each call with the next reply, and `fds` copies of its own end with the first byte.
+    fn broker(replies: Vec<(Vec<u8>, usize)>) -> Broker {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        thread::spawn(move || {
+            for (reply, fds) in replies {
+                let mut call = Vec::new();
+                while call.last() != Some(&0) {
+                    let mut byte = [0];
+                    theirs.read_exact(&mut byte).unwrap();
+                    call.push(byte[0]);
+                }
+                let copies = vec![theirs.as_fd(); fds];
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(80))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                if fds > 0 {
+                    assert!(control.push(SendAncillaryMessage::ScmRights(&copies)));
+                }
+                let parts = [io::IoSlice::new(&reply)];
+                rustix::net::sendmsg(&theirs, &parts, &mut control, SendFlags::empty()).unwrap();
+            }
+            thread::sleep(Duration::from_millis(300));
+        });
+        Broker::over(ours)
+    }
+
+    fn reply(text: &str) -> Vec<u8> {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.push(0);
+        bytes
+    }
+
+    fn acquire(text: &str, fds: usize) -> Result<(Acquired, Vec<OwnedFd>), Error> {
+        let request = Acquire {
+            interface: "eth0".parse().unwrap(),
+            queues: "2-3".parse().unwrap(),
+            sockets: wire::SocketKind::Prepared,
+            rings: None,
+            label: None,
+        };
+        broker(vec![(reply(text), fds)]).acquire(&request)
+    }
+
+    #[test]
+    fn fds_come_in_the_order_of_the_sockets_and_unknown_members_are_ignored() {
+        let (acquired, fds) = acquire(ACQUIRED, 2).unwrap();
+        assert_eq!(acquired.lease, 7);
+        assert_eq!(fds.len(), 2);
+    }
+
+    #[test]
+    fn fds_that_do_not_match_are_errors() {
+        let twice = ACQUIRED.replace("\"socketFileDescriptor\":0", "\"socketFileDescriptor\":1");
+        let beyond = ACQUIRED.replace("\"socketFileDescriptor\":0", "\"socketFileDescriptor\":2");
+        for (text, fds) in [
+            (ACQUIRED, 1),
+            (ACQUIRED, 3),
+            (ACQUIRED, 0),
+            (&twice, 2),
+            (&beyond, 2),
+        ] {
+            let error = acquire(text, fds).unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    Error::Protocol {
+                        source: ProtocolError::Fds { .. },
+                        ..
+                    }
+                ),
+                "{error}"
+            );
+        }
+        let error = acquire(ACQUIRED, 70).unwrap_err();
+        assert!(error.to_string().contains("70 file descriptors came"), "{error}");
+    }
+
+    #[test]
+    fn fds_where_none_belong_break_the_connection() {
+        let mut broker = broker(vec![(reply(r#"{"parameters":{"leases":[]}}"#), 1)]);
+        assert!(matches!(broker.list_leases(), Err(Error::Protocol { .. })));
+        let again = broker.list_leases().unwrap_err();
+        assert!(
+            matches!(
+                again,
+                Error::Protocol {
+                    source: ProtocolError::Broken,
+                    ..
+                }
+            ),
+            "{again}"
+        );
+    }
+
+    #[test]
+    fn refusals_are_data() {
+        let busy = r#"{"error":"org.xskbroker.Broker.QueueBusy","parameters":{"interface":"eth0","queue":2,"retryAfterMs":20,"message":"queue 2 of eth0 is held by lease 7"}}"#;
+        let denied = r#"{"error":"org.varlink.service.PermissionDenied","parameters":{}}"#;
+        let unknown = r#"{"error":"org.xskbroker.Broker.Later","parameters":{}}"#;
+        let mut broker = broker(vec![(reply(busy), 0), (reply(denied), 0), (reply(unknown), 0)]);
+        let error = broker.activate(1).unwrap_err();
+        assert_eq!(error.to_string(), "Activate: queue 2 of eth0 is held by lease 7");
+        assert_eq!(error.retry_after(), Some(Duration::from_millis(20)));
+        assert!(matches!(broker.get_status(), Err(Error::Service { .. })));
+        assert!(
+            broker
+                .release(1)
+                .unwrap_err()
+                .to_string()
+                .contains("Broker.Later")
+        );
+    }
+
+    #[test]
+    fn nobody_waits_for_ever() {
+        let mut broker = broker(vec![(b"{\"par".to_vec(), 0)]);
+        broker.set_timeout(Duration::from_millis(50));
+        assert!(matches!(broker.list_leases(), Err(Error::Timeout { .. })));
+    }
+}

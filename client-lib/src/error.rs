@@ -1,0 +1,308 @@
+//! What can go wrong in the client: each variant names the call, the object, and what to do.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::ring::CorruptRing;
+use crate::sys::ReceiveError;
+use crate::wire::{BrokerError, FramingError, InterfaceName, ServiceError};
+
+/// One queue of one device, as `eth0:4`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Queue {
+    /// The device's name in the broker's network namespace.
+    pub interface: InterfaceName,
+    /// The queue id.
+    pub id: u32,
+}
+
+impl fmt::Display for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}:{}", self.interface, self.id))
+    }
+}
+
+/// What the client fails with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The broker's socket could not be reached.
+    #[error(
+        "connect to the broker at {path}: {source}; is xsk-broker running there, and its socket yours to use?"
+    )]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The connection broke in the middle of a call.
+    #[error("{method}: the connection to the broker failed: {source}")]
+    Connection {
+        /// The method that was called.
+        method: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// No reply in time. The broker may have carried the call out; the connection cannot be used again.
+    #[error("{method}: no reply from the broker within {} ms", .waited.as_millis())]
+    Timeout {
+        /// The method that was called.
+        method: &'static str,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The broker said no, and says why.
+    #[error("{method}: {source}")]
+    Refused {
+        /// The method that was called.
+        method: &'static str,
+        /// The reason, as data.
+        source: Box<BrokerError>,
+    },
+    /// The other side is a Varlink service that does not serve this call.
+    #[error("{method}: {source}")]
+    Service {
+        /// The method that was called.
+        method: &'static str,
+        /// The reason, as data.
+        source: Box<ServiceError>,
+    },
+    /// The reply is not what the protocol says. The connection cannot be used again.
+    #[error("{method}: this is no reply of an xsk-broker: {source}")]
+    Protocol {
+        /// The method that was called.
+        method: &'static str,
+        /// What is wrong with it.
+        source: ProtocolError,
+    },
+    /// Sockets were to be taken from the environment, and it does not have them.
+    #[error(
+        "taking sockets from the environment: {0}; start this program by `xsk-broker grant IF:QUEUES -- …`"
+    )]
+    Inherit(#[from] InheritError),
+    /// Sockets and umems, or sockets and fds, do not match in number.
+    #[error("the grant has {sockets} sockets, {given} {what} were given: one for each")]
+    Count {
+        /// What was given.
+        what: &'static str,
+        /// How many sockets there are.
+        sockets: usize,
+        /// How many were given.
+        given: usize,
+    },
+    /// A umem of a shape that the kernel does not take.
+    #[error(
+        "umem of {chunks} chunks of {chunk_bytes} bytes: chunks are of 2048 or 4096 bytes, 2 to 1048576 of them, together \
+         a multiple of 4096 bytes"
+    )]
+    UmemShape {
+        /// The size of a chunk.
+        chunk_bytes: u32,
+        /// How many.
+        chunks: u32,
+    },
+    /// The memory for a umem could not be made.
+    #[error("{call} for a umem of {}: {source}", Bytes(*.bytes))]
+    Umem {
+        /// The system call.
+        call: &'static str,
+        /// How large.
+        bytes: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The umem is more than this user may pin.
+    #[error(
+        "umem of {} is above RLIMIT_MEMLOCK {}, which uid {uid} shares over its processes; make it smaller, or raise the \
+         limit (`ulimit -l`, LimitMEMLOCK= of the service, memlock in limits.conf)",
+        Bytes(*.umem_bytes), Bytes(*.limit_bytes)
+    )]
+    Memlock {
+        /// The umem.
+        umem_bytes: u64,
+        /// The limit of this process.
+        limit_bytes: u64,
+        /// Whose pinned pages are counted: the real uid.
+        uid: u32,
+    },
+    /// A call on the way to a bound socket.
+    #[error("{call} for {queue}: {source}")]
+    Socket {
+        /// The system call or socket option.
+        call: &'static str,
+        /// The queue.
+        queue: Queue,
+        /// Why.
+        source: io::Error,
+    },
+    /// The queue was still busy after retrying.
+    #[error(
+        "bind to {queue}: still busy after {} ms; another socket is bound there, or the last one is not gone yet",
+        .waited.as_millis()
+    )]
+    QueueBusy {
+        /// The queue.
+        queue: Queue,
+        /// For how long it was tried.
+        waited: Duration,
+    },
+    /// Zero-copy was asked for and nothing else.
+    #[error("bind to {queue} in zero-copy mode: {source}; this driver may not have it: allow Mode::Copy")]
+    NoZeroCopy {
+        /// The queue.
+        queue: Queue,
+        /// Why.
+        source: io::Error,
+    },
+    /// The device was removed, or moved to another network namespace. The socket is of no use any more.
+    #[error("{queue}: the device is gone")]
+    DeviceGone {
+        /// The queue.
+        queue: Queue,
+    },
+    /// The shared indexes of a ring contradict each other: somebody else writes to this socket's rings.
+    #[error("{queue}: {source}; another process may be using the same socket")]
+    Corrupt {
+        /// The queue.
+        queue: Queue,
+        /// Which indexes.
+        source: CorruptRing,
+    },
+}
+
+impl Error {
+    /// When it makes sense to try the same again; `None` where waiting alone will not help.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::QueueBusy { .. } => Some(Duration::from_millis(100)),
+            Self::Refused { source, .. } => match **source {
+                BrokerError::QueueBusy { retry_after_ms, .. } => retry_after_ms.map(Duration::from_millis),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// What is wrong with a reply.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProtocolError {
+    /// Longer than any reply.
+    #[error(transparent)]
+    Framing(#[from] FramingError),
+    /// Not JSON, or not the members that it must have.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// Something is wrong with the fds that came with it.
+    #[error(transparent)]
+    Receive(#[from] ReceiveError),
+    /// The connection ended before the reply did.
+    #[error("the connection was closed")]
+    Closed,
+    /// An error that this version does not know.
+    #[error("error {0}")]
+    UnknownError(String),
+    /// A second message without a second call.
+    #[error("more than one message")]
+    Surplus,
+    /// fds and the indexes that name them do not match.
+    #[error("{sockets} sockets are named, {fds} file descriptors came, or an index is wrong or named twice")]
+    Fds {
+        /// How many sockets the reply names.
+        sockets: usize,
+        /// How many fds came with it.
+        fds: usize,
+    },
+    /// The connection was left in the middle of a reply by an earlier failure.
+    #[error("an earlier call on this connection failed in the middle: connect again")]
+    Broken,
+}
+
+/// What is wrong with the environment.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InheritError {
+    /// A variable is not set, or is not text.
+    #[error("{0} is not set")]
+    Missing(&'static str),
+    /// A variable does not have the form that it must have.
+    #[error("{name} is {value:?}, which is not understood")]
+    Malformed {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// The lease is not readable.
+    #[error("XSK_LEASE: {0}")]
+    Lease(#[from] serde_json::Error),
+    /// Meant for another process.
+    #[error("LISTEN_PID is {meant}, this process is {ours}: the sockets are another's")]
+    OtherProcess {
+        /// Whose they are.
+        meant: u32,
+        /// Who we are.
+        ours: u32,
+    },
+    /// The variables contradict each other.
+    #[error("XSK_LEASE names {sockets} sockets, and LISTEN_FDS and LISTEN_FDNAMES do not name the same")]
+    Inconsistent {
+        /// How many sockets the lease names.
+        sockets: usize,
+    },
+    /// The fd is not there, was not inherited, or is no unbound AF_XDP socket.
+    #[error("file descriptor {fd} is not an inherited, unbound AF_XDP socket")]
+    NotOurs {
+        /// Its number.
+        fd: i32,
+    },
+    /// They can be taken once.
+    #[error("they were taken already")]
+    Taken,
+}
+
+/// Bytes as people write them.
+#[derive(Debug, Clone, Copy)]
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const KIB: u64 = 1 << 10;
+        const MIB: u64 = 1 << 20;
+        match self.0 {
+            bytes if bytes >= MIB && bytes.is_multiple_of(MIB) => write!(f, "{} MiB", bytes / MIB),
+            bytes if bytes >= KIB && bytes.is_multiple_of(KIB) => write!(f, "{} KiB", bytes / KIB),
+            bytes => write!(f, "{bytes} bytes"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memlock_is_told_in_words() {
+        let error = Error::Memlock {
+            umem_bytes: 32 << 20,
+            limit_bytes: 8 << 20,
+            uid: 1001,
+        };
+        let text = error.to_string();
+        assert!(
+            text.starts_with(
+                "umem of 32 MiB is above RLIMIT_MEMLOCK 8 MiB, which uid 1001 shares over its processes"
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn errors_are_small_enough_to_return_from_the_datapath() {
+        assert!(size_of::<Error>() <= 96, "{}", size_of::<Error>());
+    }
+}

@@ -1,0 +1,43 @@
+//! The four rings of a socket: the raw layer, for those who manage their memory themselves.
+//!
+//! [`FillRing`] and [`TxRing`] are produced here and consumed by the kernel, [`CompletionRing`] and [`RxRing`] the
+//! other way round. A batch is a guard: it publishes once, on `commit` or `release`, and dropping it takes
+//! everything back. Descriptors are numbers, and nothing here knows who owns the memory that they name: that is
+//! why mapping a ring is unsafe, while using it is not.
+//!
+//! Whatever the other side writes into the shared indexes, nothing outside of a ring is ever touched; an index that
+//! cannot be right is [`CorruptRing`].
+
+pub mod cursor;
+
+mod consumer;
+mod map;
+mod producer;
+
+pub use consumer::{ConsumerRing, Peeked};
+pub use cursor::CorruptRing;
+pub use map::Entry;
+pub use producer::{ProducerRing, Reserved};
+
+pub(crate) use map::Run;
+
+/// Chunks for the kernel to receive into: addresses in the umem.
+pub type FillRing = ProducerRing<u64>;
+/// Chunks that the kernel has sent: addresses in the umem.
+pub type CompletionRing = ConsumerRing<u64>;
+/// Frames received.
+pub type RxRing = ConsumerRing<Descriptor>;
+/// Frames to send.
+pub type TxRing = ProducerRing<Descriptor>;
+
+/// A frame in a ring (`struct xdp_desc`, include/uapi/linux/if_xdp.h).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Descriptor {
+    /// Where the frame begins, in bytes from the start of the umem.
+    pub address: u64,
+    /// Its length in bytes.
+    pub length: u32,
+    /// `XDP_PKT_CONTD` and the like; 0 for a frame of one chunk.
+    pub options: u32,
+}

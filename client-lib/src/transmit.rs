@@ -1,0 +1,190 @@
+//! A batch of frames made here.
+//!
+//! Like a received batch, it walks by pointer: free chunks off the free list, entries of the TX ring one after
+//! another. It publishes once, when it is dropped; leaked, it publishes nothing, and its chunks are still free.
+
+#![expect(
+    unsafe_code,
+    reason = "slices over free chunks, and batches walked by pointer"
+)]
+
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::{fmt, mem, slice};
+
+use crate::cast;
+use crate::frame::{Frame, Unsent, UnsentReason};
+use crate::receive::TxRun;
+use crate::ring::{Descriptor, Run};
+use crate::xsk::Xsk;
+
+/// Empty frames to fill and send, from [`Xsk::transmit`].
+pub struct Transmit<'x> {
+    xsk: &'x mut Xsk,
+    free_bottom: *mut u64,
+    free_top: *mut u64,
+    umem: NonNull<u8>,
+    chunk_bytes: u64,
+    limit: u64,
+    tx: TxRun,
+}
+
+impl<'x> Transmit<'x> {
+    /// `run` was reserved in the TX ring.
+    pub(crate) fn new(xsk: &'x mut Xsk, run: Run<Descriptor>) -> Self {
+        let umem = xsk.chunks.pool().umem();
+        let (memory, chunk_bytes) = (umem.memory().start(), u64::from(umem.chunk_bytes()));
+        let free_count = xsk.chunks.free().len();
+        let free_bottom = xsk.chunks.stack().as_mut_ptr();
+        Self {
+            free_bottom,
+            free_top: free_bottom.wrapping_add(free_count),
+            umem: memory,
+            chunk_bytes,
+            limit: xsk.chunks.limit(),
+            tx: TxRun::new(run),
+            xsk,
+        }
+    }
+
+    /// The next empty frame: a whole chunk, with whatever was left in it. `None` where the TX ring has no room or the
+    /// umem no free chunk. Dropping it gives the chunk back.
+    #[inline]
+    pub fn next_frame(&mut self) -> Option<TxFrame<'_, 'x>> {
+        while self.free_top != self.free_bottom && self.tx.next != self.tx.end {
+            self.free_top = self.free_top.wrapping_sub(1);
+            // SAFETY: between `free_bottom` and the top are the initialised entries of the free list.
+            let address = unsafe { self.free_top.read() } & !(self.chunk_bytes - 1);
+            if address < self.limit || self.xsk.chunks.admits(address, 1) {
+                return Some(TxFrame { batch: self, address });
+            }
+        }
+        None
+    }
+
+    /// Sends an owned frame within this batch.
+    ///
+    /// # Errors
+    ///
+    /// Gives it back where the TX ring has no room, or the frame belongs to another umem.
+    pub fn send_owned(&mut self, frame: Frame) -> Result<(), Unsent<Frame>> {
+        if !frame.belongs_to(self.xsk.chunks.pool()) {
+            return Err(Unsent {
+                frame,
+                reason: UnsentReason::ForeignUmem,
+            });
+        }
+        if self.tx.next == self.tx.end {
+            return Err(Unsent {
+                frame,
+                reason: UnsentReason::RingFull,
+            });
+        }
+        let (address, length) = frame.into_parts();
+        // SAFETY: `next` is not `end`, just checked; the socket, and so the ring, is borrowed by the batch.
+        unsafe { self.tx.write(address, length) };
+        if let Some(chunk) = self.xsk.chunks.pool().umem().chunk_of(address) {
+            self.xsk.chunks.disown(chunk);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Transmit<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let free = (self.free_top.addr() - self.free_bottom.addr()) / size_of::<u64>();
+        self.xsk.finish_transmit(free, self.tx.written());
+    }
+}
+
+impl fmt::Debug for Transmit<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transmit")
+            .field("written", &self.tx.written())
+            .finish_non_exhaustive()
+    }
+}
+
+/// An empty frame: all bytes of a chunk, by `Deref`.
+pub struct TxFrame<'b, 'x> {
+    batch: &'b mut Transmit<'x>,
+    address: u64,
+}
+
+impl TxFrame<'_, '_> {
+    /// Sends its first `length` bytes. The kernel learns of it when the batch is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Gives it back where it has fewer bytes.
+    #[inline]
+    pub fn send(self, length: usize) -> Result<(), Unsent<Self>> {
+        if length > self.len() {
+            return Err(Unsent {
+                frame: self,
+                reason: UnsentReason::TooLong,
+            });
+        }
+        // SAFETY: `next_frame` found that `next` is not `end`, and this frame has borrowed the batch since; the
+        // socket, and so the ring, is borrowed by the batch.
+        unsafe { self.batch.tx.write(self.address, cast::count(length)) };
+        // The chunk is the kernel's now.
+        mem::forget(self);
+        Ok(())
+    }
+
+    /// Makes it an owned frame, which may outlive the batch.
+    pub fn into_owned(self) -> Frame {
+        self.batch.xsk.chunks.own(self.address);
+        self.batch.limit = 0;
+        let pool = self.batch.xsk.chunks.pool().clone();
+        let length = cast::count(cast::offset(self.batch.chunk_bytes));
+        let frame = Frame::new(pool, self.address, length);
+        mem::forget(self);
+        frame
+    }
+
+    #[inline]
+    fn start(&self) -> *mut u8 {
+        // SAFETY: `next_frame` has checked that the address is in the umem, which the socket keeps mapped.
+        unsafe { self.batch.umem.add(cast::offset(self.address)).as_ptr() }
+    }
+}
+
+impl Deref for TxFrame<'_, '_> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: as in `deref_mut`.
+        unsafe { slice::from_raw_parts(self.start(), cast::offset(self.batch.chunk_bytes)) }
+    }
+}
+
+impl DerefMut for TxFrame<'_, '_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `next_frame` has checked that this is a chunk of the umem that no owned frame has, and it lends one
+        // frame at a time: no other slice of ours covers it. A memfd's bytes are initialised. The kernel has given the
+        // chunk back, by the completion or the RX ring, or never had it.
+        unsafe { slice::from_raw_parts_mut(self.start(), cast::offset(self.batch.chunk_bytes)) }
+    }
+}
+
+impl Drop for TxFrame<'_, '_> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: the place that `next_frame` took it from.
+        unsafe { self.batch.free_top.write(self.address) };
+        self.batch.free_top = self.batch.free_top.wrapping_add(1);
+    }
+}
+
+impl fmt::Debug for TxFrame<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TxFrame")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
