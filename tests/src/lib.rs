@@ -6,15 +6,20 @@
 //!
 //! Start with [`world::World`].
 
+pub mod binaries;
 pub mod bpf;
+pub mod broker;
 pub mod ethtool;
+pub mod holder;
 pub mod instructions;
 pub mod namespace;
 pub mod netlink;
 pub mod packet_socket;
 pub mod packets;
+pub mod process;
 pub mod queue_program;
 pub mod skip;
+pub mod status;
 pub mod steering;
 mod sys;
 pub mod uids;
