@@ -1,2 +1,22 @@
-//! placeholder
-fn main() {}
+//! The end-to-end suite: one file per promise. Needs root; `cargo xtask test` runs it through sudo.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests panic, they do not return errors"
+)]
+
+mod fixture_leaks;
+mod fixture_packets;
+mod fixture_users;
+mod fixture_world;
+mod kernel_bind;
+mod kernel_probe;
+mod kernel_slots;
+
+e2e::bodies![
+    fixture_users::report_status,
+    fixture_users::sleep_long,
+    fixture_world::world_with_a_holder,
+];

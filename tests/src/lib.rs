@@ -1,1 +1,29 @@
-//! placeholder
+//! The fixture of the end-to-end suite, and of the demo: network namespaces, wires with several queues, unprivileged
+//! users, and the real programs running among them.
+//!
+//! Set-up is netlink and ioctl alone: no other program is run, so that all of it works in an initramfs. Whatever is
+//! made ends with the value that stands for it, and all of it with the process, however that ends.
+//!
+//! Start with [`world::World`].
+
+pub mod binaries;
+pub mod bpf;
+pub mod broker;
+pub mod echo_loop;
+pub mod ethtool;
+pub mod holder;
+pub mod instructions;
+pub mod leaks;
+pub mod namespace;
+pub mod netlink;
+pub mod packet_socket;
+pub mod packets;
+pub mod process;
+pub mod queue_program;
+pub mod raw_xsk;
+pub mod skip;
+pub mod status;
+pub mod steering;
+mod sys;
+pub mod uids;
+pub mod world;

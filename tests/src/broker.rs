@@ -1,0 +1,318 @@
+//! The real broker, running on the host's side of a world.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+
+use crate::binaries;
+use crate::process::Process;
+use crate::uids::{Uid, User};
+use crate::world::{Side, World};
+
+/// How long it may take to answer, or to stop.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where one broker has its things. Two in one world differ by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paths {
+    name: String,
+}
+
+impl Paths {
+    /// With the default name these are the paths that the broker and its clients use when they are told none.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+        }
+    }
+
+    /// `--run-dir`
+    pub fn run_dir(&self) -> PathBuf {
+        Path::new("/run").join(&self.name)
+    }
+
+    /// `--bpf-dir`
+    pub fn bpf_dir(&self) -> PathBuf {
+        Path::new("/run/bpf").join(&self.name)
+    }
+
+    /// `--socket`
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir().join("broker.sock")
+    }
+
+    /// `--control-socket`
+    pub fn control_socket(&self) -> PathBuf {
+        self.run_dir().join("control.sock")
+    }
+
+    /// `--policy`
+    pub fn policy(&self) -> PathBuf {
+        Path::new("/run").join(format!("{}.toml", self.name))
+    }
+}
+
+/// A broker to be started.
+#[derive(Debug)]
+pub struct BrokerBuilder {
+    paths: Paths,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+impl BrokerBuilder {
+    /// Another name than `xsk-broker`.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        self.paths = Paths::new(name);
+        self
+    }
+
+    /// More arguments for `serve`.
+    #[must_use]
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(ToString::to_string));
+        self
+    }
+
+    /// A variable of its environment, which is empty else.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Writes the policy, starts the broker, and waits until it answers.
+    pub fn start<'w>(self, world: &'w World, policy: &str) -> Result<BrokerProcess<'w>> {
+        let mut broker = self.launch(world, policy)?;
+        broker.wait_until_it_answers()?;
+        Ok(broker)
+    }
+
+    /// Writes the policy and starts the broker, without waiting: for one that is expected to refuse.
+    pub fn launch<'w>(self, world: &'w World, policy: &str) -> Result<BrokerProcess<'w>> {
+        write_policy(world, &self.paths, policy)?;
+        let uid = Uid::take()?;
+        let process = spawn(world, &self, &uid)?;
+        Ok(BrokerProcess {
+            world,
+            builder: self,
+            uid,
+            process,
+        })
+    }
+}
+
+/// A running broker, as a uid of the pool. Dropping it kills it with SIGKILL.
+#[derive(Debug)]
+pub struct BrokerProcess<'w> {
+    world: &'w World,
+    builder: BrokerBuilder,
+    uid: Uid,
+    process: Process,
+}
+
+impl<'w> BrokerProcess<'w> {
+    /// One with the default name and paths.
+    pub fn builder() -> BrokerBuilder {
+        BrokerBuilder {
+            paths: Paths::new("xsk-broker"),
+            arguments: Vec::new(),
+            environment: vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())],
+        }
+    }
+
+    /// Starts one with the default name and paths, and waits until it answers.
+    pub fn start(world: &'w World, policy: &str) -> Result<Self> {
+        Self::builder().start(world, policy)
+    }
+
+    /// Its files, as those inside of the world see them.
+    pub fn paths(&self) -> &Paths {
+        &self.builder.paths
+    }
+
+    /// The uid that it runs as.
+    pub fn uid(&self) -> u32 {
+        self.uid.number()
+    }
+
+    /// Its process: pid, audit lines (standard output), log (standard error), signals.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// The broker socket, as this process can connect to it from any thread.
+    pub fn socket(&self) -> PathBuf {
+        outside(self.world, &self.paths().socket())
+    }
+
+    /// The control socket, as this process can connect to it from any thread.
+    pub fn control_socket(&self) -> PathBuf {
+        outside(self.world, &self.paths().control_socket())
+    }
+
+    /// The audit log until now: one JSON object a line.
+    pub fn audit(&self) -> Result<Vec<serde_json::Value>> {
+        let lines = self.process.stdout();
+        lines
+            .iter()
+            .map(|line| serde_json::from_str(line).with_context(|| line.clone()))
+            .collect()
+    }
+
+    /// Waits for an audit line, be it an old one.
+    pub fn wait_audit(
+        &self,
+        timeout: Duration,
+        mut wanted: impl FnMut(&serde_json::Value) -> bool,
+    ) -> Result<serde_json::Value> {
+        self.process.wait_stdout(timeout, |line| {
+            serde_json::from_str(line).ok().filter(|value| wanted(value))
+        })
+    }
+
+    /// Runs the broker's CLI on the host's side as root and waits for its end.
+    pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
+        cli(self.world, None, arguments)
+    }
+
+    /// The same as an ordinary user.
+    pub fn cli_as(&self, user: &User, arguments: &[&str]) -> Result<Output> {
+        cli(self.world, Some(user), arguments)
+    }
+
+    /// Replaces the policy file. The broker does not know of it yet.
+    pub fn write_policy(&self, policy: &str) -> Result<()> {
+        write_policy(self.world, self.paths(), policy)
+    }
+
+    /// SIGKILL: it gets no chance to clean up.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.process.kill()
+    }
+
+    /// SIGTERM, and its end.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.process.signal(Signal::TERM)?;
+        self.process.wait(PATIENCE)
+    }
+
+    /// Waits for an end that comes by itself.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.process.wait(PATIENCE)
+    }
+
+    /// Starts it anew, with the same paths and the same uid, after it has ended. Its output starts anew as well.
+    pub fn restart(&mut self) -> Result<()> {
+        ensure!(!self.process.is_running()?, "the broker still runs");
+        self.process = spawn(self.world, &self.builder, &self.uid)?;
+        self.wait_until_it_answers()
+    }
+
+    fn wait_until_it_answers(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let Err(error) = ask_for_info(&self.socket()) else {
+                return Ok(());
+            };
+            if !self.process.is_running()? {
+                let status = self.process.wait(PATIENCE)?;
+                bail!(
+                    "the broker ended at once, with {status}: {}",
+                    self.process.last_words()
+                );
+            }
+            if Instant::now() > deadline {
+                return Err(error
+                    .context(self.process.last_words())
+                    .context("the broker does not answer"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// What a command printed, and how it ended.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Its exit code; `None` where a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+/// Runs the broker's CLI on the host's side, as `user` or else as root, and waits for its end; no broker needs to
+/// run.
+pub fn cli(world: &World, user: Option<&User>, arguments: &[&str]) -> Result<Output> {
+    let mut process = start_cli(world, user, arguments)?;
+    let status = process.wait(PATIENCE)?;
+    let text = |lines: Vec<String>| lines.iter().map(|line| format!("{line}\n")).collect();
+    Ok(Output {
+        code: status.code(),
+        stdout: text(process.stdout()),
+        stderr: text(process.stderr()),
+    })
+}
+
+/// The same without waiting: for `grant … -- COMMAND`, which becomes the command.
+pub fn start_cli(world: &World, user: Option<&User>, arguments: &[&str]) -> Result<Process> {
+    let mut command = Command::new(world.install("xsk-broker", &binaries::broker()?)?);
+    command.env_clear().env("RUST_BACKTRACE", "1").args(arguments);
+    Process::spawn(world.namespace(Side::Host), user, command)
+}
+
+fn spawn(world: &World, builder: &BrokerBuilder, uid: &Uid) -> Result<Process> {
+    let paths = &builder.paths;
+    let mut command = Command::new(world.install("xsk-broker", &binaries::broker()?)?);
+    command
+        .env_clear()
+        .envs(builder.environment.iter().map(|(name, value)| (name, value)))
+        .arg("serve")
+        .args([Path::new("--policy"), &paths.policy()])
+        .args([Path::new("--run-dir"), &paths.run_dir()])
+        .args([Path::new("--bpf-dir"), &paths.bpf_dir()])
+        .args([Path::new("--socket"), &paths.socket()])
+        .args([Path::new("--control-socket"), &paths.control_socket()])
+        .args(["--user", &uid.number().to_string()])
+        .args(&builder.arguments);
+    Process::spawn(world.namespace(Side::Host), None, command)
+}
+
+fn write_policy(world: &World, paths: &Paths, policy: &str) -> Result<()> {
+    let inside = paths.policy();
+    world.write(inside.strip_prefix("/run")?, policy, 0o644).map(drop)
+}
+
+fn outside(world: &World, inside: &Path) -> PathBuf {
+    world.path(inside.strip_prefix("/run").unwrap_or(inside))
+}
+
+/// `org.varlink.service.GetInfo`, by hand: whoever answers it is up.
+fn ask_for_info(socket: &Path) -> Result<()> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"{\"method\":\"org.varlink.service.GetInfo\"}\0")?;
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    loop {
+        stream.read_exact(&mut byte)?;
+        if byte == [0] {
+            break;
+        }
+        answer.push(byte[0]);
+    }
+    let answer: serde_json::Value = serde_json::from_slice(&answer)?;
+    ensure!(
+        answer["parameters"]["interfaces"].is_array(),
+        "an unexpected answer: {answer}"
+    );
+    Ok(())
+}

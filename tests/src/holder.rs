@@ -1,0 +1,143 @@
+//! Unprivileged processes: the client library's examples, and bodies of tests that are processes of their own.
+//!
+//! A body is a function of the test program, which is started again for it:
+//!
+//! ```ignore
+//! e2e::bodies![sleeper];
+//! fn sleeper(arguments: &[String]) { … }
+//! let holder = Holder::body(&world, Side::Host, &uid.user(), "sleeper", &["5"])?;
+//! ```
+
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::binaries;
+use crate::process::Process;
+use crate::uids::User;
+use crate::world::{Side, World};
+
+/// The variable that names the body which a test program is started again for.
+pub const BODY: &str = "XSK_E2E_BODY";
+/// The variable that has its arguments, as a JSON array.
+pub const ARGUMENTS: &str = "XSK_E2E_ARGUMENTS";
+/// The test that [`bodies`](crate::bodies) makes, which runs the body.
+pub const ENTRY: &str = "run_as_body";
+
+/// A process of an ordinary user: no capability in any set, no_new_privs, memlock of 8 MiB. Dropping it kills it.
+#[derive(Debug)]
+pub struct Holder {
+    process: Process,
+}
+
+impl Holder {
+    /// Starts a program, which is made executable inside as `/run/bin/NAME`, as that user on that side.
+    ///
+    /// Its environment is empty but for what `environment` has.
+    pub fn program(
+        world: &World,
+        side: Side,
+        user: &User,
+        program: &Path,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Result<Self> {
+        let name = program
+            .file_name()
+            .and_then(|name| name.to_str())
+            .context("a program without a name")?;
+        let mut command = Command::new(world.install(name, program)?);
+        command.env_clear().env("RUST_BACKTRACE", "1");
+        prepare(&mut command);
+        let process = Process::spawn(world.namespace(side), Some(user), command)?;
+        Ok(Self { process })
+    }
+
+    /// Starts an example of the client library.
+    pub fn example(world: &World, side: Side, user: &User, name: &str, arguments: &[&str]) -> Result<Self> {
+        Self::program(world, side, user, &binaries::client(name)?, |command| {
+            command.args(arguments);
+        })
+    }
+
+    /// Starts this test program again, for a body of its [`bodies`](crate::bodies).
+    pub fn body(world: &World, side: Side, user: &User, name: &str, arguments: &[&str]) -> Result<Self> {
+        let arguments = serde_json::to_string(arguments)?;
+        Self::program(world, side, user, &binaries::this_program()?, |command| {
+            command.args(["--exact", ENTRY, "--nocapture", "--quiet", "--test-threads=1"]);
+            command.env(BODY, name).env(ARGUMENTS, arguments);
+        })
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Waits for a line that starts with `beginning`, and returns the line.
+    pub fn wait_line(&self, beginning: &str, timeout: Duration) -> Result<String> {
+        self.process
+            .wait_stdout(timeout, |line| {
+                line.starts_with(beginning).then(|| line.to_owned())
+            })
+            .with_context(|| format!("waiting for the line `{beginning} …`"))
+    }
+
+    /// Waits until it says that its lease is active.
+    pub fn wait_active(&self) -> Result<String> {
+        self.wait_line("active", Duration::from_secs(20))
+    }
+
+    /// SIGKILL, and its end.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.process.kill()
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        self.process.wait(timeout)
+    }
+}
+
+/// A function that runs as a process.
+pub type Body = fn(&[String]);
+
+/// What the test of [`bodies`](crate::bodies) does: nothing, unless this process was started for a body.
+///
+/// # Panics
+///
+/// Where the name or the arguments are none.
+#[expect(clippy::panic, reason = "it is the body of a test")]
+pub fn run_as_body(bodies: &[(&str, Body)]) {
+    let Ok(wanted) = std::env::var(BODY) else { return };
+    let arguments = std::env::var(ARGUMENTS).unwrap_or_else(|_| "[]".to_owned());
+    let Ok(arguments) = serde_json::from_str::<Vec<String>>(&arguments) else {
+        panic!("{ARGUMENTS} is not an array of strings: {arguments}");
+    };
+    let Some((_, body)) = bodies.iter().find(|(name, _)| *name == wanted) else {
+        panic!("this program has no body {wanted}");
+    };
+    body(&arguments);
+    // Before libtest sums up its one test.
+    std::process::exit(0);
+}
+
+/// Declares the bodies of a test program, once, at its root.
+#[macro_export]
+macro_rules! bodies {
+    ($($path:path),* $(,)?) => {
+        #[test]
+        fn run_as_body() {
+            $crate::holder::run_as_body(&[$({
+                let path = stringify!($path);
+                (path.rsplit("::").next().unwrap_or(path).trim(), $path as $crate::holder::Body)
+            }),*]);
+        }
+    };
+}

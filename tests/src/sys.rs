@@ -1,0 +1,69 @@
+//! The few system calls that neither std nor rustix has as safe functions. Nothing here decides anything.
+
+#![expect(
+    unsafe_code,
+    reason = "unshare, pre_exec, setsockopt by bytes and sockaddr_ll have no safe wrapper"
+)]
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::thread::UnshareFlags;
+
+/// `unshare(2)` for the calling thread.
+pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    if flags.contains(UnshareFlags::FILES) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the one dangerous flag, CLONE_FILES, was just refused.
+    unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(io::Error::from)
+}
+
+/// Runs `f` in the child, between fork and exec. It must make system calls only: no allocation, no lock.
+pub(crate) fn before_exec(
+    command: &mut Command,
+    f: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) -> &mut Command {
+    // SAFETY: every caller is in this crate and passes a closure that only makes system calls on values that were
+    // prepared before the fork, which is async-signal-safe.
+    unsafe { command.pre_exec(f) }
+}
+
+/// `setsockopt(2)` with a value of any size.
+pub(crate) fn set_socket_option(fd: impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    let len = u32::try_from(value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the kernel reads at most `len` bytes from `value`, which lives through the call.
+    let result = unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), len) };
+    check(result)
+}
+
+/// Binds an `AF_PACKET` socket to one device, for frames of every protocol.
+pub(crate) fn bind_packet(fd: impl AsFd, interface_index: u32) -> io::Result<()> {
+    let address = libc::sockaddr_ll {
+        sll_family: u16::try_from(libc::AF_PACKET).map_err(|_| io::ErrorKind::InvalidInput)?,
+        sll_protocol: ETH_P_ALL.to_be(),
+        sll_ifindex: i32::try_from(interface_index).map_err(|_| io::ErrorKind::InvalidInput)?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let len = u32::try_from(size_of::<libc::sockaddr_ll>()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the pointer is to a whole sockaddr_ll of that length, which lives through the call.
+    let result = unsafe { libc::bind(fd.as_fd().as_raw_fd(), (&raw const address).cast(), len) };
+    check(result)
+}
+
+/// `ETH_P_ALL`, in host order.
+pub(crate) const ETH_P_ALL: u16 = 0x0003;
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
