@@ -98,7 +98,12 @@ impl<'a> Line<'a> {
     #[must_use]
     pub fn peer(self, peer: &Peer) -> Self {
         let (subject, process) = (peer.subject(), peer.process());
-        Self { uid: Some(subject.uid), gid: Some(subject.gid), pid: Some(process.pid()), ..self }
+        Self {
+            uid: Some(subject.uid),
+            gid: Some(subject.gid),
+            pid: Some(process.pid()),
+            ..self
+        }
     }
 
     /// About a lease and its requester.
@@ -121,13 +126,21 @@ impl<'a> Line<'a> {
     /// About queues of a device.
     #[must_use]
     pub fn target(self, interface: &'a InterfaceName, queues: &'a QueueSet) -> Self {
-        Self { interface: Some(interface), queues: Some(queues), ..self }
+        Self {
+            interface: Some(interface),
+            queues: Some(queues),
+            ..self
+        }
     }
 
     /// About a device.
     #[must_use]
     pub fn device(self, interface: &'a InterfaceName, xdp: XdpMode) -> Self {
-        Self { interface: Some(interface), xdp: Some(xdp), ..self }
+        Self {
+            interface: Some(interface),
+            xdp: Some(xdp),
+            ..self
+        }
     }
 
     /// By this rule.
@@ -139,13 +152,19 @@ impl<'a> Line<'a> {
     /// For this reason, a word for programs.
     #[must_use]
     pub fn reason(self, reason: &'a str) -> Self {
-        Self { reason: Some(reason), ..self }
+        Self {
+            reason: Some(reason),
+            ..self
+        }
     }
 
     /// In these words, for people.
     #[must_use]
     pub fn message(self, message: &'a str) -> Self {
-        Self { message: Some(message), ..self }
+        Self {
+            message: Some(message),
+            ..self
+        }
     }
 }
 
@@ -160,12 +179,14 @@ impl Audit {
 
     /// Writes one line.
     pub fn write(&mut self, line: &Line<'_>) {
-        let written = serde_json::to_vec(line).map_err(std::io::Error::from).and_then(|mut bytes| {
-            bytes.push(b'\n');
-            // One write for a line: lines of several writers to one file stay whole.
-            self.0.write_all(&bytes)?;
-            self.0.flush()
-        });
+        let written = serde_json::to_vec(line)
+            .map_err(std::io::Error::from)
+            .and_then(|mut bytes| {
+                bytes.push(b'\n');
+                // One write for a line: lines of several writers to one file stay whole.
+                self.0.write_all(&bytes)?;
+                self.0.flush()
+            });
         if let Err(error) = written {
             tracing::error!(%error, ?line, "cannot write to the audit log");
         }

@@ -24,13 +24,23 @@ impl Accounts {
     /// # Errors
     ///
     /// [`LimitReached`] says what is in use; nothing was charged.
-    pub fn charge(&self, uid: u32, resource: Resource, amount: u64, limit: u64) -> Result<Charge, LimitReached> {
+    pub fn charge(
+        &self,
+        uid: u32,
+        resource: Resource,
+        amount: u64,
+        limit: u64,
+    ) -> Result<Charge, LimitReached> {
         let mut used = self.lock();
         let in_use = used.get(&(uid, resource.clone())).copied().unwrap_or(0);
         match in_use.checked_add(amount) {
             Some(total) if total <= limit => {
                 used.insert((uid, resource.clone()), total);
-                Ok(Charge { accounts: self.clone(), key: (uid, resource), amount })
+                Ok(Charge {
+                    accounts: self.clone(),
+                    key: (uid, resource),
+                    amount,
+                })
             }
             _ => Err(LimitReached { limit, in_use }),
         }
@@ -38,7 +48,11 @@ impl Accounts {
 
     /// How much is charged in all of a resource.
     pub fn total(&self, resource: &Resource) -> u64 {
-        self.lock().iter().filter(|((_, charged), _)| charged == resource).map(|(_, amount)| amount).sum()
+        self.lock()
+            .iter()
+            .filter(|((_, charged), _)| charged == resource)
+            .map(|(_, amount)| amount)
+            .sum()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(u32, Resource), u64>> {
@@ -88,7 +102,10 @@ mod tests {
         let accounts = Accounts::default();
         let queues = || Resource::Queues("a".into());
         let first = accounts.charge(1, queues(), 2, 3).unwrap();
-        assert_eq!(accounts.charge(1, queues(), 2, 3).unwrap_err(), LimitReached { limit: 3, in_use: 2 });
+        assert_eq!(
+            accounts.charge(1, queues(), 2, 3).unwrap_err(),
+            LimitReached { limit: 3, in_use: 2 }
+        );
         let _other_uid = accounts.charge(2, queues(), 3, 3).unwrap();
         let _other_rule = accounts.charge(1, Resource::Queues("b".into()), 3, 3).unwrap();
         drop(first);

@@ -18,8 +18,8 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 use xsk_client::wire::{
-    self, Acquire, Activate, BrokerError, Call, Explain, FramingError, INTERFACE, InterfaceDescription, LeaseReference,
-    MAX_MESSAGE_BYTES, MessageBuffer, SERVICE_INTERFACE, ServiceError, ServiceInfo, encode,
+    self, Acquire, Activate, BrokerError, Call, Explain, FramingError, INTERFACE, InterfaceDescription,
+    LeaseReference, MAX_MESSAGE_BYTES, MessageBuffer, SERVICE_INTERFACE, ServiceError, ServiceInfo, encode,
 };
 
 use crate::charge::Charge;
@@ -95,7 +95,7 @@ impl Connection {
                 drop(answer);
                 continue;
             }
-            match answer.map_err(|error| self.error_message(error, &call))  {
+            match answer.map_err(|error| self.error_message(error, &call)) {
                 Ok(Answer::Message(message)) | Err(message) => self.send(&message).await?,
                 Ok(Answer::Grant(hand_over)) => self.send_grant(*hand_over, &call).await?,
             }
@@ -115,7 +115,9 @@ impl Connection {
             }
             let ready = self.stream.readable();
             match deadline {
-                Some(deadline) => timeout_at(deadline, ready).await.map_err(|_| Closed::RequestDeadline)??,
+                Some(deadline) => timeout_at(deadline, ready)
+                    .await
+                    .map_err(|_| Closed::RequestDeadline)??,
                 None => ready.await?,
             }
             let mut bytes = [0; 4096];
@@ -137,7 +139,10 @@ impl Connection {
         match interface {
             INTERFACE => self.broker_method(call, method).await,
             SERVICE_INTERFACE => service_method(call, method),
-            _ => Err(ServiceError::InterfaceNotFound { interface: interface.to_owned() }.into()),
+            _ => Err(ServiceError::InterfaceNotFound {
+                interface: interface.to_owned(),
+            }
+            .into()),
         }
     }
 
@@ -146,31 +151,58 @@ impl Connection {
         match method {
             "Acquire" => {
                 let acquire = parameters::<Acquire>(call)?;
+                acquire
+                    .rings
+                    .unwrap_or_default()
+                    .check()
+                    .map_err(|error| invalid(call, error))?;
                 Ok(Answer::Grant(Box::new(self.acquire(acquire).await?)))
             }
             "Activate" => {
                 let id = LeaseId(parameters::<Activate>(call)?.lease);
-                reply(&self.engine.call(move |engine| grant::activate(engine, &peer, id)).await??)
+                reply(
+                    &self
+                        .engine
+                        .call(move |engine| grant::activate(engine, &peer, id))
+                        .await??,
+                )
             }
             "Release" => {
                 let id = LeaseId(parameters::<LeaseReference>(call)?.lease);
-                self.engine.call(move |engine| end::release(engine, &peer, id)).await?;
+                self.engine
+                    .call(move |engine| end::release(engine, &peer, id))
+                    .await?;
                 reply(&Empty {})
             }
             "ListLeases" => {
                 let Empty {} = parameters(call)?;
-                reply(&self.engine.call(move |engine| report::leases(engine, scope, &peer)).await?)
+                reply(
+                    &self
+                        .engine
+                        .call(move |engine| report::leases(engine, scope, &peer))
+                        .await?,
+                )
             }
             "ListInterfaces" => {
                 let Empty {} = parameters(call)?;
-                reply(&self.engine.call(move |engine| report::interfaces(engine, scope, &peer)).await??)
+                reply(
+                    &self
+                        .engine
+                        .call(move |engine| report::interfaces(engine, scope, &peer))
+                        .await??,
+                )
             }
             "Explain" => {
                 let explain = parameters::<Explain>(call)?;
                 if scope == Scope::Own && (explain.uid.is_some() || explain.gids.is_some()) {
                     return Err(ServiceError::PermissionDenied {}.into());
                 }
-                reply(&self.engine.call(move |engine| report::explain(engine, scope, &peer, explain)).await?)
+                reply(
+                    &self
+                        .engine
+                        .call(move |engine| report::explain(engine, scope, &peer, explain))
+                        .await?,
+                )
             }
             "GetStatus" | "Revoke" if scope == Scope::Own => Err(ServiceError::PermissionDenied {}.into()),
             "GetStatus" => {
@@ -182,7 +214,10 @@ impl Connection {
                 self.engine.call(move |engine| end::revoke(engine, id)).await??;
                 reply(&Empty {})
             }
-            _ => Err(ServiceError::MethodNotFound { method: call.method.clone().into_owned() }.into()),
+            _ => Err(ServiceError::MethodNotFound {
+                method: call.method.clone().into_owned(),
+            }
+            .into()),
         }
     }
 
@@ -191,12 +226,15 @@ impl Connection {
         let give_up = Instant::now() + LINGER_PATIENCE;
         loop {
             let (handle, peer, this_call) = (self.engine.clone(), Arc::clone(&self.peer), call.clone());
-            let result =
-                self.engine.call(move |engine| grant::acquire(engine, &handle, &peer, this_call)).await?;
+            let result = self
+                .engine
+                .call(move |engine| grant::acquire(engine, &handle, &peer, this_call))
+                .await?;
             match result {
-                Err(Error::Refused(BrokerError::QueueBusy { retry_after_ms: Some(wait_ms), .. }))
-                    if Instant::now() + Duration::from_millis(wait_ms) < give_up =>
-                {
+                Err(Error::Refused(BrokerError::QueueBusy {
+                    retry_after_ms: Some(wait_ms),
+                    ..
+                })) if Instant::now() + Duration::from_millis(wait_ms) < give_up => {
                     sleep(Duration::from_millis(wait_ms)).await;
                 }
                 Ok(hand_over) => return Ok(hand_over),
@@ -216,7 +254,9 @@ impl Connection {
 
     async fn send(&mut self, message: &[u8]) -> Result<(), Closed> {
         let deadline = Instant::now() + DEADLINE;
-        timeout_at(deadline, self.stream.write_all(message)).await.map_err(|_| Closed::ReplyDeadline)??;
+        timeout_at(deadline, self.stream.write_all(message))
+            .await
+            .map_err(|_| Closed::ReplyDeadline)??;
         Ok(())
     }
 
@@ -224,7 +264,10 @@ impl Connection {
     async fn send_grant(&mut self, mut hand_over: HandOver, call: &Call<'_>) -> Result<(), Closed> {
         // Before anything is sent: a lease that nobody watches would never end.
         let ready = self.watched().and_then(|watch| {
-            let message = encode(&Success { parameters: &hand_over.reply }).map_err(unencodable)?;
+            let message = encode(&Success {
+                parameters: &hand_over.reply,
+            })
+            .map_err(unencodable)?;
             Ok((watch, message))
         });
         let (watch, message) = match ready {
@@ -238,7 +281,9 @@ impl Connection {
 
         let fds = std::mem::take(&mut hand_over.fds);
         let deadline = Instant::now() + DEADLINE;
-        timeout_at(deadline, self.send_with_fds(&message, &fds)).await.map_err(|_| Closed::ReplyDeadline)??;
+        timeout_at(deadline, self.send_with_fds(&message, &fds))
+            .await
+            .map_err(|_| Closed::ReplyDeadline)??;
         if let Some((lease, ended)) = hand_over.delivered() {
             tokio::spawn(watch_holder(watch, lease, ended, self.engine.clone()));
         }
@@ -246,7 +291,12 @@ impl Connection {
     }
 
     fn watched(&self) -> Result<Readable, Error> {
-        let watch = self.peer.process().pidfd().try_clone_to_owned().and_then(Readable::new);
+        let watch = self
+            .peer
+            .process()
+            .pidfd()
+            .try_clone_to_owned()
+            .and_then(Readable::new);
         watch.map_err(|source| Failure::kernel("epoll", "the client's pidfd", source).into())
     }
 
@@ -261,12 +311,17 @@ impl Connection {
         let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let sent = loop {
             self.stream.writable().await?;
-            match self.stream.try_io(Interest::WRITABLE, || self.stream.send_with_fd(message, &fds)) {
+            match self
+                .stream
+                .try_io(Interest::WRITABLE, || self.stream.send_with_fd(message, &fds))
+            {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => break result?,
             }
         };
-        self.stream.write_all(message.get(sent..).unwrap_or_default()).await
+        self.stream
+            .write_all(message.get(sent..).unwrap_or_default())
+            .await
     }
 
     /// An error as it goes over the wire. Failures of ours are opaque there and whole in the log.
@@ -280,11 +335,14 @@ impl Connection {
                 let incident = INCIDENTS.fetch_add(1, Ordering::Relaxed);
                 let (uid, pid) = (self.peer.subject().uid, self.peer.process().pid());
                 tracing::error!(incident, uid, pid, method = %call.method, "request failed: {}", chain(&failure));
-                let message = format!("the broker could not do it; its log has the cause under incident {incident}");
+                let message =
+                    format!("the broker could not do it; its log has the cause under incident {incident}");
                 encode(&BrokerError::Failed { message })
             }
         };
-        encoded.unwrap_or_else(|_| b"{\"error\":\"org.xskbroker.Broker.Failed\",\"parameters\":{\"message\":\"\"}}\0".to_vec())
+        encoded.unwrap_or_else(|_| {
+            b"{\"error\":\"org.xskbroker.Broker.Failed\",\"parameters\":{\"message\":\"\"}}\0".to_vec()
+        })
     }
 }
 
@@ -307,12 +365,7 @@ impl<E: Into<Error>> From<E> for RequestError {
 }
 
 /// Ends the lease when its holder exits.
-async fn watch_holder(
-    pidfd: Readable,
-    lease: LeaseId,
-    ended: oneshot::Receiver<()>,
-    engine: EngineHandle,
-) {
+async fn watch_holder(pidfd: Readable, lease: LeaseId, ended: oneshot::Receiver<()>, engine: EngineHandle) {
     tokio::select! {
         // The lease dropped its side: it has ended in another way.
         _ = ended => {}
@@ -347,9 +400,14 @@ fn service_method(call: &Call<'_>, method: &str) -> Result<Answer, RequestError>
                 SERVICE_INTERFACE => wire::SERVICE_DESCRIPTION,
                 _ => return Err(ServiceError::InterfaceNotFound { interface: wanted }.into()),
             };
-            reply(&InterfaceDescription { description: description.into() })
+            reply(&InterfaceDescription {
+                description: description.into(),
+            })
         }
-        _ => Err(ServiceError::MethodNotFound { method: call.method.clone().into_owned() }.into()),
+        _ => Err(ServiceError::MethodNotFound {
+            method: call.method.clone().into_owned(),
+        }
+        .into()),
     }
 }
 
@@ -364,7 +422,9 @@ struct Success<'a, T> {
 }
 
 fn reply(parameters: &impl Serialize) -> Result<Answer, RequestError> {
-    encode(&Success { parameters }).map(Answer::Message).map_err(|error| unencodable(error).into())
+    encode(&Success { parameters })
+        .map(Answer::Message)
+        .map_err(|error| unencodable(error).into())
 }
 
 /// A call's parameters, strictly; none are an empty object.
@@ -374,7 +434,9 @@ fn parameters<T: for<'de> Deserialize<'de>>(call: &Call<'_>) -> Result<T, Error>
 }
 
 fn invalid(call: &Call<'_>, what: impl std::fmt::Display) -> BrokerError {
-    BrokerError::InvalidRequest { message: format!("parameters of {}: {what}", call.method) }
+    BrokerError::InvalidRequest {
+        message: format!("parameters of {}: {what}", call.method),
+    }
 }
 
 fn unencodable(error: serde_json::Error) -> Error {

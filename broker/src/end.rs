@@ -55,15 +55,22 @@ impl Reason {
 
 /// Ends a lease. One that has ended already stays as it is.
 pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
-    let Some(lease) = engine.leases.get_mut(id).filter(|lease| lease.is_live()) else { return };
+    let Some(lease) = engine.leases.get_mut(id).filter(|lease| lease.is_live()) else {
+        return;
+    };
     lease.state = LeaseState::Ending;
     lease.watch = None;
-    let bound = lease.sockets.iter().any(|leased| leased.socket.is_bound().unwrap_or(true));
+    let bound = lease
+        .sockets
+        .iter()
+        .any(|leased| leased.socket.is_bound().unwrap_or(true));
     for leased in &mut lease.sockets {
         leased.slot = None;
     }
     lease.sockets.clear();
-    engine.audit.write(&Line::new(Event::Ended).lease(lease).reason(reason.as_str()));
+    engine
+        .audit
+        .write(&Line::new(Event::Ended).lease(lease).reason(reason.as_str()));
 
     if bound {
         lease.state = LeaseState::Lingering;
@@ -77,7 +84,9 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
 /// Does what is due: ends leases that were not activated in time, and frees what the kernel has let go of.
 pub fn settle(engine: &mut Engine, now: Instant) {
     for id in engine.leases.ids(|lease| lease.due.is_some_and(|due| due <= now)) {
-        let Some(lease) = engine.leases.get_mut(id) else { continue };
+        let Some(lease) = engine.leases.get_mut(id) else {
+            continue;
+        };
         if lease.is_live() {
             end(engine, id, Reason::NotActivated);
         } else if still_held(lease) {
@@ -91,7 +100,10 @@ pub fn settle(engine: &mut Engine, now: Instant) {
 
 /// Ends a lease at its holder's wish. No error where it has ended, or never was: there is nothing to release then.
 pub fn release(engine: &mut Engine, peer: &Peer, id: LeaseId) {
-    let own = engine.leases.get_mut(id).is_some_and(|lease| lease.is_held_by(peer));
+    let own = engine
+        .leases
+        .get_mut(id)
+        .is_some_and(|lease| lease.is_held_by(peer));
     if own {
         end(engine, id, Reason::Released);
     }
@@ -142,15 +154,23 @@ pub fn no_such_lease(id: LeaseId) -> BrokerError {
 /// Whether the kernel holds any of an ended lease's queues.
 fn still_held(lease: &Lease) -> bool {
     let index = lease.device().index;
-    lease.terms().queues().iter().any(|queue| match queue_use(index, queue) {
-        Ok(QueueUse::Taken) => true,
-        Ok(QueueUse::Free) => false,
-        Err(error) => {
-            // The device may be gone, of which news is on its way; anything else is told, and tried again.
-            tracing::warn!(lease = lease.id().0, error = chain(&error), "cannot see whether a queue is free");
-            true
-        }
-    })
+    lease
+        .terms()
+        .queues()
+        .iter()
+        .any(|queue| match queue_use(index, queue) {
+            Ok(QueueUse::Taken) => true,
+            Ok(QueueUse::Free) => false,
+            Err(error) => {
+                // The device may be gone, of which news is on its way; anything else is told, and tried again.
+                tracing::warn!(
+                    lease = lease.id().0,
+                    error = chain(&error),
+                    "cannot see whether a queue is free"
+                );
+                true
+            }
+        })
 }
 
 /// A socket is gone 10 to 31 ms after its last user (F12), or its holder lives on: look often at first.

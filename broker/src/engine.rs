@@ -120,7 +120,11 @@ pub fn start(parts: Parts) -> Result<Running, Failure> {
             run(parts, &messages);
         })
         .map_err(|source| Failure::kernel("clone", "engine thread", source))?;
-    Ok(Running { handle: EngineHandle(sender), ended, thread })
+    Ok(Running {
+        handle: EngineHandle(sender),
+        ended,
+        thread,
+    })
 }
 
 fn run(parts: Parts, messages: &mpsc::Receiver<Message>) {

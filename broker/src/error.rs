@@ -60,7 +60,11 @@ pub enum Failure {
 impl Failure {
     /// A failed system call on an object.
     pub fn kernel(call: &'static str, object: impl ToString, source: impl Into<io::Error>) -> Self {
-        Self::Kernel { call, object: object.to_string(), source: source.into() }
+        Self::Kernel {
+            call,
+            object: object.to_string(),
+            source: source.into(),
+        }
     }
 }
 

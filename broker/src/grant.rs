@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use xsk_client::wire::{
-    Acquire, Acquired, Activated, ActivatedSocket, BrokerError, GrantedSocket, InterfaceName, LeaseState, QueueLock, RingSizes,
+    Acquire, Acquired, Activated, ActivatedSocket, BrokerError, GrantedSocket, InterfaceName, LeaseState,
+    QueueLock, RingSizes,
 };
 
 use crate::audit::{Event, Line};
@@ -54,7 +55,8 @@ impl Drop for HandOver {
     fn drop(&mut self) {
         if self.ended.is_some() {
             let lease = self.lease;
-            self.engine.post(move |engine| end::end(engine, lease, Reason::NotDelivered));
+            self.engine
+                .post(move |engine| end::end(engine, lease, Reason::NotDelivered));
         }
     }
 }
@@ -73,7 +75,12 @@ pub fn acquire(
 ) -> Result<HandOver, Error> {
     // 1. Does a rule allow it, and on which terms?
     let rings = call.rings.unwrap_or_default();
-    let request = Request { interface: call.interface, queues: call.queues, sockets: call.sockets, rings };
+    let request = Request {
+        interface: call.interface,
+        queues: call.queues,
+        sockets: call.sockets,
+        rings,
+    };
     let terms = match engine.policy.decide(peer.subject(), &request) {
         Verdict::Granted(terms) => terms,
         Verdict::Refused(refusal) => return Err(refusal.to_wire().into()),
@@ -97,9 +104,16 @@ pub fn acquire(
             Insert::WhenBound => None,
             Insert::AtGrant => Some(redirect.insert(&socket)?),
         };
-        sockets.push(LeasedSocket { slot, socket, mode: None });
+        sockets.push(LeasedSocket {
+            slot,
+            socket,
+            mode: None,
+        });
     }
-    let fds = sockets.iter().map(|leased| leased.socket.duplicate()).collect::<Result<Vec<_>, _>>()?;
+    let fds = sockets
+        .iter()
+        .map(|leased| leased.socket.duplicate())
+        .collect::<Result<Vec<_>, _>>()?;
 
     // 6. The lease begins; it ends by itself unless it is delivered, and unless it is activated in time.
     let reply = reply(&reservation, &redirect, rings);
@@ -108,7 +122,13 @@ pub fn acquire(
     let id = lease.id();
     engine.audit.write(&Line::new(Event::Granted).lease(&lease));
     engine.leases.add(lease);
-    Ok(HandOver { reply, fds, lease: id, ended: Some(ended), engine: handle.clone() })
+    Ok(HandOver {
+        reply,
+        fds,
+        lease: id,
+        ended: Some(ended),
+        engine: handle.clone(),
+    })
 }
 
 /// Does a holder's `Activate`: once more from any of its connections is fine.
@@ -117,7 +137,10 @@ pub fn acquire(
 ///
 /// [`BrokerError::NotBound`]: the lease lives on. [`BrokerError::BoundElsewhere`]: it has been ended.
 pub fn activate(engine: &mut Engine, peer: &Peer, id: LeaseId) -> Result<Activated, Error> {
-    let lease = engine.leases.get_mut(id).filter(|lease| lease.is_live() && lease.is_held_by(peer));
+    let lease = engine
+        .leases
+        .get_mut(id)
+        .filter(|lease| lease.is_live() && lease.is_held_by(peer));
     let lease = lease.ok_or_else(|| end::no_such_lease(id))?;
     if lease.state == LeaseState::Active {
         return Ok(activated(lease));
@@ -133,7 +156,11 @@ pub fn activate(engine: &mut Engine, peer: &Peer, id: LeaseId) -> Result<Activat
         let queue = leased.socket.queue();
         if queue_use(lease.device().index, queue)? == QueueUse::Free {
             let error = bound_elsewhere(lease, queue);
-            engine.audit.write(&Line::new(Event::RogueBind).lease(lease).message(&error.to_string()));
+            engine.audit.write(
+                &Line::new(Event::RogueBind)
+                    .lease(lease)
+                    .message(&error.to_string()),
+            );
             end::end(engine, id, Reason::RogueBind);
             return Err(error.into());
         }
@@ -154,8 +181,12 @@ pub fn activate(engine: &mut Engine, peer: &Peer, id: LeaseId) -> Result<Activat
 
 /// Writes down that an `Acquire` came to nothing.
 pub fn refused(engine: &mut Engine, peer: &Peer, call: &Acquire, error: &Error) {
-    let line = Line::new(event_of(error)).peer(peer).target(&call.interface, &call.queues);
-    engine.audit.write(&line.reason(reason_of(error)).message(&chain(error)));
+    let line = Line::new(event_of(error))
+        .peer(peer)
+        .target(&call.interface, &call.queues);
+    engine
+        .audit
+        .write(&line.reason(reason_of(error)).message(&chain(error)));
 }
 
 /// The program on the reservation's device, attached now if it is not there yet.
@@ -174,7 +205,9 @@ fn redirect_for(engine: &mut Engine, reservation: &Reservation) -> Result<Redire
         AttachError::NotNative(cause) => not_native(&device.name, &cause).into(),
         AttachError::Failed(failure) => Error::Failed(failure),
     })?;
-    engine.audit.write(&Line::new(Event::Attached).device(&device.name, redirect.mode()));
+    engine
+        .audit
+        .write(&Line::new(Event::Attached).device(&device.name, redirect.mode()));
     engine.redirects.insert(device.index, redirect.clone());
     Ok(redirect)
 }
@@ -211,41 +244,67 @@ fn reply(reservation: &Reservation, redirect: &Redirect, rings: RingSizes) -> Ac
         activate_within_ms: u64::try_from(terms.activate_within().as_millis()).unwrap_or(u64::MAX),
         sockets: (0..)
             .zip(terms.queues().iter())
-            .map(|(index, queue)| GrantedSocket { queue, socket_file_descriptor: index })
+            .map(|(index, queue)| GrantedSocket {
+                queue,
+                socket_file_descriptor: index,
+            })
             .collect(),
     }
 }
 
 fn activated(lease: &Lease) -> Activated {
     let sockets = lease.sockets.iter().filter_map(|leased| {
-        leased.mode.map(|mode| ActivatedSocket { queue: leased.socket.queue(), mode })
+        leased.mode.map(|mode| ActivatedSocket {
+            queue: leased.socket.queue(),
+            mode,
+        })
     });
-    Activated { lease: lease.id().0, sockets: sockets.collect() }
+    Activated {
+        lease: lease.id().0,
+        sockets: sockets.collect(),
+    }
 }
 
 fn no_device(interface: &InterfaceName) -> BrokerError {
     let message = format!("there is no interface {interface} in the broker's network namespace now");
-    BrokerError::DeviceUnavailable { interface: interface.clone(), message }
+    BrokerError::DeviceUnavailable {
+        interface: interface.clone(),
+        message,
+    }
 }
 
 fn uplink(interface: &InterfaceName, role: &str) -> BrokerError {
     let message = format!(
         "{interface} {role}: XDP there may cut the host off; the operator allows it with `uplink = true` under [interface.{interface}]"
     );
-    BrokerError::DeviceUnavailable { interface: interface.clone(), message }
+    BrokerError::DeviceUnavailable {
+        interface: interface.clone(),
+        message,
+    }
 }
 
 fn foreign_program(interface: &InterfaceName, program: Option<u32>) -> BrokerError {
-    let program = program.map_or_else(|| "another XDP program".into(), |id| format!("XDP program {id} (bpftool prog show id {id})"));
-    let message = format!("{interface} has {program} attached, which is not the broker's; its owner must detach it first");
-    BrokerError::DeviceUnavailable { interface: interface.clone(), message }
+    let program = program.map_or_else(
+        || "another XDP program".into(),
+        |id| format!("XDP program {id} (bpftool prog show id {id})"),
+    );
+    let message = format!(
+        "{interface} has {program} attached, which is not the broker's; its owner must detach it first"
+    );
+    BrokerError::DeviceUnavailable {
+        interface: interface.clone(),
+        message,
+    }
 }
 
 fn not_native(interface: &InterfaceName, cause: &std::io::Error) -> BrokerError {
     let message = format!(
         "{interface} takes no native XDP program ({cause}); the operator may write `xdp = \"auto\"` or \"generic\" under [interface.{interface}], or lower the device's MTU"
     );
-    BrokerError::DeviceUnavailable { interface: interface.clone(), message }
+    BrokerError::DeviceUnavailable {
+        interface: interface.clone(),
+        message,
+    }
 }
 
 fn not_bound(lease: &Lease, queue: u32) -> BrokerError {
@@ -254,7 +313,11 @@ fn not_bound(lease: &Lease, queue: u32) -> BrokerError {
         lease.device().name,
         lease.id(),
     );
-    BrokerError::NotBound { lease: lease.id().0, queue, message }
+    BrokerError::NotBound {
+        lease: lease.id().0,
+        queue,
+        message,
+    }
 }
 
 fn bound_elsewhere(lease: &Lease, queue: u32) -> BrokerError {
@@ -263,7 +326,11 @@ fn bound_elsewhere(lease: &Lease, queue: u32) -> BrokerError {
         lease.device().name,
         lease.id(),
     );
-    BrokerError::BoundElsewhere { lease: lease.id().0, queue, message }
+    BrokerError::BoundElsewhere {
+        lease: lease.id().0,
+        queue,
+        message,
+    }
 }
 
 fn event_of(error: &Error) -> Event {

@@ -37,10 +37,15 @@ impl Peer {
     ///
     /// [`IdentityError`]: the connection is to be closed, there is nobody to answer.
     pub fn from_connection(socket: BorrowedFd<'_>) -> Result<Self, IdentityError> {
-        let credentials = rustix::net::sockopt::socket_peercred(socket)
-            .map_err(|source| IdentityError::Ask { option: "SO_PEERCRED", source: source.into() })?;
-        let groups =
-            peer_groups(socket).map_err(|source| IdentityError::Ask { option: "SO_PEERGROUPS", source })?;
+        let credentials =
+            rustix::net::sockopt::socket_peercred(socket).map_err(|source| IdentityError::Ask {
+                option: "SO_PEERCRED",
+                source: source.into(),
+            })?;
+        let groups = peer_groups(socket).map_err(|source| IdentityError::Ask {
+            option: "SO_PEERGROUPS",
+            source,
+        })?;
         let uid = credentials.uid.as_raw();
         let process = match peer_pidfd(socket) {
             Ok(pidfd) => Process::new(credentials.pid, pidfd)?,
@@ -49,7 +54,14 @@ impl Peer {
             }
             Err(_reaped) => return Err(IdentityError::Gone),
         };
-        Ok(Self { subject: Subject { uid, gid: credentials.gid.as_raw(), groups }, process: Arc::new(process) })
+        Ok(Self {
+            subject: Subject {
+                uid,
+                gid: credentials.gid.as_raw(),
+                groups,
+            },
+            process: Arc::new(process),
+        })
     }
 
     /// Its user and groups.
@@ -74,13 +86,24 @@ pub struct Process {
 
 impl Process {
     fn new(pid: Pid, pidfd: OwnedFd) -> Result<Self, IdentityError> {
-        let stat = rustix::fs::fstat(&pidfd)
-            .map_err(|source| IdentityError::Ask { option: "fstat of the pidfd", source: source.into() })?;
+        let stat = rustix::fs::fstat(&pidfd).map_err(|source| IdentityError::Ask {
+            option: "fstat of the pidfd",
+            source: source.into(),
+        })?;
         let pid = u32::try_from(pid.as_raw_nonzero().get()).map_err(|_| IdentityError::Gone)?;
         let start_ticks = start_ticks(pid)?;
-        let process = Self { pid, pidfd, inode: stat.st_ino, start_ticks };
+        let process = Self {
+            pid,
+            pidfd,
+            inode: stat.st_ino,
+            start_ticks,
+        };
         // The start time was read by pid: it is this process's only if the process still is.
-        if process.has_exited() { Err(IdentityError::Gone) } else { Ok(process) }
+        if process.has_exited() {
+            Err(IdentityError::Gone)
+        } else {
+            Ok(process)
+        }
     }
 
     /// Where there is no SO_PEERPIDFD (before Linux 6.5): open the pid, then make sure that it is still the one
@@ -144,7 +167,10 @@ pub enum IdentityError {
 
 fn ready(fd: BorrowedFd<'_>, flags: PollFlags) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // EINTR cannot be: a poll that does not wait is not interrupted. Any other error means a broken fd, and then
     // it is right to say that nothing keeps the process.
     poll(&mut fds, Some(&at_once)).map_or(true, |count| count > 0)
@@ -152,9 +178,15 @@ fn ready(fd: BorrowedFd<'_>, flags: PollFlags) -> bool {
 
 fn hung_up(socket: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     poll(&mut fds, Some(&at_once)).is_err()
-        || fds.iter().any(|fd| fd.revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR))
+        || fds.iter().any(|fd| {
+            fd.revents()
+                .intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
+        })
 }
 
 /// Field 22 of /proc/PID/stat (proc_pid_stat(5)): when the process started, in clock ticks since boot.
@@ -162,7 +194,9 @@ fn start_ticks(pid: u32) -> Result<u64, IdentityError> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| IdentityError::Gone)?;
     // The second field is the command's name in parentheses, and may hold anything, parentheses too.
     let fields = stat.rsplit_once(") ").map(|(_, fields)| fields);
-    fields.and_then(|fields| fields.split(' ').nth(19)?.parse().ok()).ok_or(IdentityError::Gone)
+    fields
+        .and_then(|fields| fields.split(' ').nth(19)?.parse().ok())
+        .ok_or(IdentityError::Gone)
 }
 
 /// Now, in the same unit.
@@ -187,7 +221,10 @@ mod tests {
         assert_eq!(peer.subject().uid, rustix::process::geteuid().as_raw());
         assert_eq!(peer.process().pid(), std::process::id());
         assert!(!peer.process().has_exited());
-        assert!(peer.process().is(Peer::from_connection(theirs.as_fd()).unwrap().process()));
+        assert!(
+            peer.process()
+                .is(Peer::from_connection(theirs.as_fd()).unwrap().process())
+        );
     }
 
     #[test]
@@ -199,7 +236,10 @@ mod tests {
         let process = Process::by_pid(pid, uid, ours.as_fd()).unwrap();
         assert!(process.is(peer.process()));
         drop(theirs);
-        assert!(matches!(Process::by_pid(pid, uid, ours.as_fd()), Err(IdentityError::Gone)));
+        assert!(matches!(
+            Process::by_pid(pid, uid, ours.as_fd()),
+            Err(IdentityError::Gone)
+        ));
     }
 
     #[test]

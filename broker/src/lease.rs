@@ -45,7 +45,10 @@ type Holds = Rc<RefCell<HashMap<(u32, u32), LeaseId>>>;
 impl Leases {
     /// Charges to these accounts.
     pub fn new(accounts: Accounts) -> Self {
-        Self { accounts, ..Self::default() }
+        Self {
+            accounts,
+            ..Self::default()
+        }
     }
 
     /// Where it charges.
@@ -58,7 +61,12 @@ impl Leases {
     /// # Errors
     ///
     /// [`BrokerError::QueueBusy`], [`BrokerError::QuotaExceeded`]; nothing was taken.
-    pub fn reserve(&mut self, terms: Terms, device: Device, peer: &Arc<Peer>) -> Result<Reservation, BrokerError> {
+    pub fn reserve(
+        &mut self,
+        terms: Terms,
+        device: Device,
+        peer: &Arc<Peer>,
+    ) -> Result<Reservation, BrokerError> {
         for queue in terms.queues().iter() {
             if let Some(holder) = self.holds.borrow().get(&(device.index, queue)) {
                 return Err(self.busy(&device, queue, *holder, peer));
@@ -99,14 +107,27 @@ impl Leases {
         let own = lease.is_some_and(|lease| lease.reservation.requester.subject().uid == peer.subject().uid);
         let name = &device.name;
         // Whose it is is nobody else's business.
-        let whose = if own { format!("lease {holder} of your own") } else { "another lease".to_owned() };
-        let message = if lingers {
-            format!("queue {queue} of {name} was held by {whose}, and the kernel still holds it for that socket; try again shortly")
+        let whose = if own {
+            format!("lease {holder} of your own")
         } else {
-            format!("queue {queue} of {name} is held by {whose}; ask for another queue, or wait for its release")
+            "another lease".to_owned()
+        };
+        let message = if lingers {
+            format!(
+                "queue {queue} of {name} was held by {whose}, and the kernel still holds it for that socket; try again shortly"
+            )
+        } else {
+            format!(
+                "queue {queue} of {name} is held by {whose}; ask for another queue, or wait for its release"
+            )
         };
         let retry_after_ms = lingers.then_some(10);
-        BrokerError::QueueBusy { interface: name.clone(), queue, retry_after_ms, message }
+        BrokerError::QueueBusy {
+            interface: name.clone(),
+            queue,
+            retry_after_ms,
+            message,
+        }
     }
 
     /// Adds a lease.
@@ -188,8 +209,13 @@ struct Hold {
 
 impl Hold {
     fn take(holds: &Holds, id: LeaseId, device: &Device, terms: &Terms) -> Self {
-        holds.borrow_mut().extend(terms.queues().iter().map(|queue| ((device.index, queue), id)));
-        Self { holds: Rc::clone(holds), id }
+        holds
+            .borrow_mut()
+            .extend(terms.queues().iter().map(|queue| ((device.index, queue), id)));
+        Self {
+            holds: Rc::clone(holds),
+            id,
+        }
     }
 }
 
@@ -303,7 +329,10 @@ impl Lease {
 
     /// Whether it has not ended.
     pub fn is_live(&self) -> bool {
-        matches!(self.state, LeaseState::Reserved | LeaseState::HandedOver | LeaseState::Active)
+        matches!(
+            self.state,
+            LeaseState::Reserved | LeaseState::HandedOver | LeaseState::Active
+        )
     }
 
     /// Time since it began.

@@ -13,10 +13,19 @@ use crate::error::Failure;
 
 /// The permitted set of the engine, each with its why.
 pub const KEPT: [(Capability, &str); 4] = [
-    (Capability::CAP_NET_RAW, "socket(AF_XDP), net/xdp/xsk.c xsk_create"),
-    (Capability::CAP_NET_ADMIN, "loading and attaching XDP; the larger busy-poll options of later versions"),
+    (
+        Capability::CAP_NET_RAW,
+        "socket(AF_XDP), net/xdp/xsk.c xsk_create",
+    ),
+    (
+        Capability::CAP_NET_ADMIN,
+        "loading and attaching XDP; the larger busy-poll options of later versions",
+    ),
     (Capability::CAP_BPF, "BPF_MAP_CREATE of an XSKMAP, BPF_PROG_LOAD"),
-    (Capability::CAP_IPC_LOCK, "the one-page umem of a probe socket, whatever RLIMIT_MEMLOCK says"),
+    (
+        Capability::CAP_IPC_LOCK,
+        "the one-page umem of a probe socket, whatever RLIMIT_MEMLOCK says",
+    ),
 ];
 
 /// The account that the daemon ends as.
@@ -40,7 +49,11 @@ pub fn drop_to(account: Account) -> Result<(), Failure> {
         .map_err(|source| Failure::kernel("read", "/proc/self/task", source))?
         .count();
     if threads != 1 || account.uid == 0 {
-        return Err(Failure::kernel("drop privileges", "one thread, to a uid above 0", rustix::io::Errno::INVAL));
+        return Err(Failure::kernel(
+            "drop privileges",
+            "one thread, to a uid above 0",
+            rustix::io::Errno::INVAL,
+        ));
     }
 
     let kept: CapsHashSet = KEPT.iter().map(|(capability, _)| *capability).collect();
@@ -103,8 +116,10 @@ pub fn with<T>(capabilities: &[Capability], action: impl FnOnce() -> T) -> Resul
 
     let lower = Lower;
     for capability in capabilities {
-        caps::raise(None, CapSet::Effective, *capability)
-            .map_err(|source| Failure::Capabilities { step: "raise a capability", source })?;
+        caps::raise(None, CapSet::Effective, *capability).map_err(|source| Failure::Capabilities {
+            step: "raise a capability",
+            source,
+        })?;
     }
     let result = action();
     drop(lower);
@@ -129,10 +144,16 @@ fn verify(permitted: &CapsHashSet) -> Result<(), Failure> {
         (CapSet::Bounding, &empty),
     ];
     for (set, expected) in expected {
-        let found = caps::read(None, set)
-            .map_err(|source| Failure::Capabilities { step: "read the sets back", source })?;
+        let found = caps::read(None, set).map_err(|source| Failure::Capabilities {
+            step: "read the sets back",
+            source,
+        })?;
         if found != *expected {
-            return Err(Failure::kernel("drop privileges", format!("{set:?} set"), rustix::io::Errno::PERM));
+            return Err(Failure::kernel(
+                "drop privileges",
+                format!("{set:?} set"),
+                rustix::io::Errno::PERM,
+            ));
         }
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! What the broker tells of itself: leases, interfaces, verdicts, status. Nothing here changes anything.
 
 use xsk_client::wire::{
-    Counters, Explain, Explained, Holder, Interface, Interfaces, Lease as WireLease, LeaseQueue, Leases, Probe, QueueLock,
-    Requester, SocketKind, Status,
+    Counters, Explain, Explained, Holder, Interface, Interfaces, Lease as WireLease, LeaseQueue, Leases,
+    Probe, QueueLock, Requester, SocketKind, Status,
 };
 
 use crate::charge::Resource;
@@ -27,12 +27,18 @@ pub enum Scope {
 pub fn leases(engine: &Engine, scope: Scope, peer: &Peer) -> Leases {
     let uid = peer.subject().uid;
     let seen = |lease: &&Lease| scope == Scope::All || lease.requester().subject().uid == uid;
-    Leases { leases: engine.leases.iter().filter(seen).map(lease).collect() }
+    Leases {
+        leases: engine.leases.iter().filter(seen).map(lease).collect(),
+    }
 }
 
 fn lease(lease: &Lease) -> WireLease {
-    let (terms, device, subject, holder) =
-        (lease.terms(), lease.device(), lease.requester().subject(), lease.holder());
+    let (terms, device, subject, holder) = (
+        lease.terms(),
+        lease.device(),
+        lease.requester().subject(),
+        lease.holder(),
+    );
     WireLease {
         lease: lease.id().0,
         interface: device.name.clone(),
@@ -40,12 +46,21 @@ fn lease(lease: &Lease) -> WireLease {
         queues: terms
             .queues()
             .iter()
-            .map(|queue| match lease.sockets.iter().find(|leased| leased.socket.queue() == queue) {
-                Some(leased) => leased_queue(leased),
-                None => LeaseQueue { queue, mode: None, counters: Counters::default() },
-            })
+            .map(
+                |queue| match lease.sockets.iter().find(|leased| leased.socket.queue() == queue) {
+                    Some(leased) => leased_queue(leased),
+                    None => LeaseQueue {
+                        queue,
+                        mode: None,
+                        counters: Counters::default(),
+                    },
+                },
+            )
             .collect(),
-        requester: Requester { uid: subject.uid, gid: subject.gid },
+        requester: Requester {
+            uid: subject.uid,
+            gid: subject.gid,
+        },
         holder: Holder {
             pid: holder.pid(),
             uid: lease.holder_uid(),
@@ -64,8 +79,15 @@ fn lease(lease: &Lease) -> WireLease {
 
 fn leased_queue(leased: &LeasedSocket) -> LeaseQueue {
     let redirected = leased.slot.as_ref().map_or(0, kernel::redirect::Slot::redirected);
-    let counters = Counters { redirected, ..leased.socket.counters() };
-    LeaseQueue { queue: leased.socket.queue(), mode: leased.mode, counters }
+    let counters = Counters {
+        redirected,
+        ..leased.socket.counters()
+    };
+    LeaseQueue {
+        queue: leased.socket.queue(),
+        mode: leased.mode,
+        counters,
+    }
 }
 
 /// `ListInterfaces`.
@@ -75,16 +97,23 @@ fn leased_queue(leased: &LeasedSocket) -> LeaseQueue {
 /// As the kernel says when asked for devices.
 pub fn interfaces(engine: &Engine, scope: Scope, peer: &Peer) -> Result<Interfaces, Error> {
     let mut interfaces = Vec::new();
-    for name in kernel::netlink::device_names().map_err(|source| {
-        crate::error::Failure::kernel("RTM_GETLINK", "all devices", source)
-    })? {
-        let Some(settings) = engine.policy.interface(&name) else { continue };
+    for name in kernel::netlink::device_names()
+        .map_err(|source| crate::error::Failure::kernel("RTM_GETLINK", "all devices", source))?
+    {
+        let Some(settings) = engine.policy.interface(&name) else {
+            continue;
+        };
         if scope == Scope::Own && !engine.policy.covers(peer.subject(), &name) {
             continue;
         }
-        let Some(device) = Device::look_up(&name)? else { continue };
+        let Some(device) = Device::look_up(&name)? else {
+            continue;
+        };
         let redirect = engine.redirects.get(&device.index);
-        let held = engine.leases.iter().filter(|lease| lease.device().index == device.index);
+        let held = engine
+            .leases
+            .iter()
+            .filter(|lease| lease.device().index == device.index);
         let mut held: Vec<u32> = held.flat_map(|lease| lease.terms().queues().iter()).collect();
         held.sort_unstable();
         interfaces.push(Interface {
@@ -107,7 +136,11 @@ pub fn explain(engine: &Engine, scope: Scope, peer: &Peer, call: Explain) -> Exp
     let subject = match call.uid {
         Some(uid) => {
             let groups = call.gids.unwrap_or_default();
-            Subject { uid, gid: groups.first().copied().unwrap_or(uid), groups }
+            Subject {
+                uid,
+                gid: groups.first().copied().unwrap_or(uid),
+                groups,
+            }
         }
         None => peer.subject().clone(),
     };
@@ -134,7 +167,12 @@ pub fn status(engine: &mut Engine) -> Status {
         kernel: uname.release().to_string_lossy().into_owned(),
         capabilities: privileges::permitted(),
         probes: probes(),
-        policy_files: engine.policy.files().iter().map(|file| file.display().to_string()).collect(),
+        policy_files: engine
+            .policy
+            .files()
+            .iter()
+            .map(|file| file.display().to_string())
+            .collect(),
         rules: u64::try_from(engine.policy.rule_count()).unwrap_or(u64::MAX),
         leases: u64::try_from(engine.leases.len()).unwrap_or(u64::MAX),
         connections: engine.leases.accounts().total(&Resource::Connections),

@@ -61,11 +61,17 @@ impl Listener {
         let socket = StdListener::bind(path);
         rustix::process::umask(before);
         let socket = socket.map_err(|source| failed("bind", source))?;
-        socket.set_nonblocking(true).map_err(|source| failed("fcntl(O_NONBLOCK)", source))?;
+        socket
+            .set_nonblocking(true)
+            .map_err(|source| failed("fcntl(O_NONBLOCK)", source))?;
         if let Err(error) = refuse_passed_fds(socket.as_fd()) {
             tracing::debug!(%error, "no SO_PASSRIGHTS here: fds that clients send are dropped by read(2)");
         }
-        Ok(Self { socket, path: path.to_owned(), scope })
+        Ok(Self {
+            socket,
+            path: path.to_owned(),
+            scope,
+        })
     }
 }
 
@@ -84,7 +90,10 @@ pub async fn run(
     let mut terminate = signal(SignalKind::terminate()).map_err(failed("signal(SIGTERM)"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("signal(SIGINT)"))?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(failed("signal(SIGHUP)"))?;
-    let news = links.readable_fd().and_then(Readable::new).map_err(failed("epoll of netlink"))?;
+    let news = links
+        .readable_fd()
+        .and_then(Readable::new)
+        .map_err(failed("epoll of netlink"))?;
 
     let mut paths = Vec::new();
     let mut tasks = tokio::task::JoinSet::new();
@@ -151,19 +160,34 @@ fn welcome(stream: UnixStream, scope: Scope, engine: &EngineHandle, accounts: &A
     let charge = match accounts.charge(uid, Resource::Connections, 1, CONNECTIONS_PER_UID) {
         Ok(charge) => charge,
         Err(reached) => {
-            tracing::info!(uid, limit = reached.limit, "connection closed: the uid has as many as it may have");
+            tracing::info!(
+                uid,
+                limit = reached.limit,
+                "connection closed: the uid has as many as it may have"
+            );
             return;
         }
     };
     let engine = engine.clone();
-    tokio::spawn(Connection { stream, peer, scope, engine, charge }.serve());
+    tokio::spawn(
+        Connection {
+            stream,
+            peer,
+            scope,
+            engine,
+            charge,
+        }
+        .serve(),
+    );
 }
 
 async fn watch_links(links: LinkEvents, news: Readable, engine: EngineHandle) {
     loop {
         let Ok(mut ready) = news.ready().await else { return };
         match links.receive() {
-            Ok(events) => events.into_iter().for_each(|event| engine.post(move |engine| heed(engine, event))),
+            Ok(events) => events
+                .into_iter()
+                .for_each(|event| engine.post(move |engine| heed(engine, event))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
             Err(error) => {
                 tracing::warn!(%error, "rtnetlink");

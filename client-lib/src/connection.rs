@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{Error, ProtocolError};
+use crate::call_error::{CallError, ProtocolError};
 use crate::sys::{self, ReceiveError};
 use crate::wire::{
     self, Acquire, Acquired, Activate, Activated, BrokerError, DEFAULT_SOCKET, Explain, Explained, INTERFACE,
@@ -22,7 +22,7 @@ use crate::wire::{
 };
 
 /// Names the broker's socket, where it is not [`DEFAULT_SOCKET`].
-pub(crate) const SOCKET_VARIABLE: &str = "XSK_BROKER_SOCKET";
+pub const SOCKET_VARIABLE: &str = "XSK_BROKER_SOCKET";
 
 /// The longest reply that is read: all leases of a large machine fit many times.
 const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
@@ -36,7 +36,7 @@ const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
 /// for lease in broker.list_leases()?.leases {
 ///     println!("lease {} on {}: {}", lease.lease, lease.interface, lease.state);
 /// }
-/// # Ok::<(), xsk_client::Error>(())
+/// # Ok::<(), xsk_client::CallError>(())
 /// ```
 #[derive(Debug)]
 pub struct Broker {
@@ -51,8 +51,8 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`].
-    pub fn connect() -> Result<Self, Error> {
+    /// [`CallError::Connect`].
+    pub fn connect() -> Result<Self, CallError> {
         let path = std::env::var_os(SOCKET_VARIABLE).map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from);
         Self::connect_to(path)
     }
@@ -61,10 +61,10 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`].
-    pub fn connect_to(path: impl AsRef<Path>) -> Result<Self, Error> {
+    /// [`CallError::Connect`].
+    pub fn connect_to(path: impl AsRef<Path>) -> Result<Self, CallError> {
         let path = path.as_ref();
-        let stream = UnixStream::connect(path).map_err(|source| Error::Connect {
+        let stream = UnixStream::connect(path).map_err(|source| CallError::Connect {
             path: path.to_owned(),
             source,
         })?;
@@ -90,11 +90,11 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] with the reason; [`Error::Protocol`] where sockets and fds do not match.
-    pub fn acquire(&mut self, request: &Acquire) -> Result<(Acquired, Vec<OwnedFd>), Error> {
+    /// [`CallError::Refused`] with the reason; [`CallError::Protocol`] where sockets and fds do not match.
+    pub fn acquire(&mut self, request: &Acquire) -> Result<(Acquired, Vec<OwnedFd>), CallError> {
         const METHOD: &str = "Acquire";
         let (acquired, fds) = self.exchange::<Acquired>(INTERFACE, METHOD, Some(request), MAX_QUEUES)?;
-        let sockets = in_order(&acquired, fds).map_err(|source| Error::Protocol {
+        let sockets = in_order(&acquired, fds).map_err(|source| CallError::Protocol {
             method: METHOD,
             source,
         })?;
@@ -105,8 +105,8 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`]: `NotBound`, `BoundElsewhere`, `NoSuchLease`.
-    pub fn activate(&mut self, lease: u64) -> Result<Activated, Error> {
+    /// [`CallError::Refused`]: `NotBound`, `BoundElsewhere`, `NoSuchLease`.
+    pub fn activate(&mut self, lease: u64) -> Result<Activated, CallError> {
         self.ask("Activate", &Activate { lease })
     }
 
@@ -114,8 +114,8 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`]: `NoSuchLease` where it is another's.
-    pub fn release(&mut self, lease: u64) -> Result<(), Error> {
+    /// [`CallError::Refused`]: `NoSuchLease` where it is another's.
+    pub fn release(&mut self, lease: u64) -> Result<(), CallError> {
         self.ask::<Nothing>("Release", &LeaseReference { lease })
             .map(drop)
     }
@@ -125,7 +125,7 @@ impl Broker {
     /// # Errors
     ///
     /// Those of the connection.
-    pub fn list_leases(&mut self) -> Result<Leases, Error> {
+    pub fn list_leases(&mut self) -> Result<Leases, CallError> {
         self.ask("ListLeases", &Nothing {})
     }
 
@@ -134,7 +134,7 @@ impl Broker {
     /// # Errors
     ///
     /// Those of the connection.
-    pub fn list_interfaces(&mut self) -> Result<Interfaces, Error> {
+    pub fn list_interfaces(&mut self) -> Result<Interfaces, CallError> {
         self.ask("ListInterfaces", &Nothing {})
     }
 
@@ -142,8 +142,8 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] where it asks for another user on the broker socket.
-    pub fn explain(&mut self, request: &Explain) -> Result<Explained, Error> {
+    /// [`CallError::Refused`] where it asks for another user on the broker socket.
+    pub fn explain(&mut self, request: &Explain) -> Result<Explained, CallError> {
         self.ask("Explain", request)
     }
 
@@ -151,8 +151,8 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`]: `NoSuchLease`; [`Error::Service`] on the broker socket.
-    pub fn revoke(&mut self, lease: u64) -> Result<(), Error> {
+    /// [`CallError::Refused`]: `NoSuchLease`; [`CallError::Service`] on the broker socket.
+    pub fn revoke(&mut self, lease: u64) -> Result<(), CallError> {
         self.ask::<Nothing>("Revoke", &LeaseReference { lease }).map(drop)
     }
 
@@ -160,8 +160,8 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`Error::Service`] on the broker socket.
-    pub fn get_status(&mut self) -> Result<Status, Error> {
+    /// [`CallError::Service`] on the broker socket.
+    pub fn get_status(&mut self) -> Result<Status, CallError> {
         self.ask("GetStatus", &Nothing {})
     }
 
@@ -170,7 +170,7 @@ impl Broker {
     /// # Errors
     ///
     /// Those of the connection.
-    pub fn get_info(&mut self) -> Result<ServiceInfo, Error> {
+    pub fn get_info(&mut self) -> Result<ServiceInfo, CallError> {
         let (info, _) = self.exchange(SERVICE_INTERFACE, "GetInfo", None::<&Nothing>, 0)?;
         Ok(info)
     }
@@ -179,12 +179,12 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`], and those of the connection.
+    /// [`CallError::Refused`], and those of the connection.
     pub fn call<R: DeserializeOwned>(
         &mut self,
         method: &'static str,
         parameters: &impl Serialize,
-    ) -> Result<R, Error> {
+    ) -> Result<R, CallError> {
         self.ask(method, parameters)
     }
 
@@ -192,7 +192,7 @@ impl Broker {
         &mut self,
         method: &'static str,
         parameters: &impl Serialize,
-    ) -> Result<R, Error> {
+    ) -> Result<R, CallError> {
         Ok(self.exchange(INTERFACE, method, Some(parameters), 0)?.0)
     }
 
@@ -202,8 +202,8 @@ impl Broker {
         method: &'static str,
         parameters: Option<&impl Serialize>,
         fds_limit: usize,
-    ) -> Result<(R, Vec<OwnedFd>), Error> {
-        let protocol = |source: ProtocolError| Error::Protocol { method, source };
+    ) -> Result<(R, Vec<OwnedFd>), CallError> {
+        let protocol = |source: ProtocolError| CallError::Protocol { method, source };
         let call = CallOf {
             method: format!("{interface}.{method}"),
             parameters,
@@ -217,11 +217,11 @@ impl Broker {
         let (message, fds) = self
             .round_trip(&call, fds_limit)
             .map_err(|failure| match failure {
-                Failure::Io(error) if is_timeout(&error) => Error::Timeout {
+                Failure::Io(error) if is_timeout(&error) => CallError::Timeout {
                     method,
                     waited: self.timeout,
                 },
-                Failure::Io(source) => Error::Connection { method, source },
+                Failure::Io(source) => CallError::Connection { method, source },
                 Failure::Protocol(source) => protocol(source),
             })?;
         self.broken = false;
@@ -308,25 +308,25 @@ fn left(deadline: Instant) -> Result<Duration, io::Error> {
 }
 
 /// Reads an error reply.
-fn refusal(method: &'static str, name: String, parameters: &str) -> Error {
+fn refusal(method: &'static str, name: String, parameters: &str) -> CallError {
     // Both enumerations are tagged by the error's name, with the parameters beside it.
     let text = format!(
         r#"{{"error":{},"parameters":{parameters}}}"#,
         serde_json::Value::from(name.as_str())
     );
     if let Ok(error) = serde_json::from_str::<BrokerError>(&text) {
-        return Error::Refused {
+        return CallError::Refused {
             method,
             source: Box::new(error),
         };
     }
     if let Ok(error) = serde_json::from_str::<ServiceError>(&text) {
-        return Error::Service {
+        return CallError::Service {
             method,
             source: Box::new(error),
         };
     }
-    Error::Protocol {
+    CallError::Protocol {
         method,
         source: ProtocolError::UnknownError(name),
     }
@@ -396,7 +396,7 @@ mod tests {
         bytes
     }
 
-    fn acquire(text: &str, fds: usize) -> Result<(Acquired, Vec<OwnedFd>), Error> {
+    fn acquire(text: &str, fds: usize) -> Result<(Acquired, Vec<OwnedFd>), CallError> {
         let request = Acquire {
             interface: "eth0".parse().unwrap(),
             queues: "2-3".parse().unwrap(),
@@ -429,7 +429,7 @@ mod tests {
             assert!(
                 matches!(
                     error,
-                    Error::Protocol {
+                    CallError::Protocol {
                         source: ProtocolError::Fds { .. },
                         ..
                     }
@@ -444,12 +444,12 @@ mod tests {
     #[test]
     fn fds_where_none_belong_break_the_connection() {
         let mut broker = broker(vec![(reply(r#"{"parameters":{"leases":[]}}"#), 1)]);
-        assert!(matches!(broker.list_leases(), Err(Error::Protocol { .. })));
+        assert!(matches!(broker.list_leases(), Err(CallError::Protocol { .. })));
         let again = broker.list_leases().unwrap_err();
         assert!(
             matches!(
                 again,
-                Error::Protocol {
+                CallError::Protocol {
                     source: ProtocolError::Broken,
                     ..
                 }
@@ -467,7 +467,7 @@ mod tests {
         let error = broker.activate(1).unwrap_err();
         assert_eq!(error.to_string(), "Activate: queue 2 of eth0 is held by lease 7");
         assert_eq!(error.retry_after(), Some(Duration::from_millis(20)));
-        assert!(matches!(broker.get_status(), Err(Error::Service { .. })));
+        assert!(matches!(broker.get_status(), Err(CallError::Service { .. })));
         assert!(
             broker
                 .release(1)
@@ -481,6 +481,6 @@ mod tests {
     fn nobody_waits_for_ever() {
         let mut broker = broker(vec![(b"{\"par".to_vec(), 0)]);
         broker.set_timeout(Duration::from_millis(50));
-        assert!(matches!(broker.list_leases(), Err(Error::Timeout { .. })));
+        assert!(matches!(broker.list_leases(), Err(CallError::Timeout { .. })));
     }
 }

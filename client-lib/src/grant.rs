@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::FdFlags;
 
+use crate::call_error::{CallError, ProtocolError};
 use crate::connection::{Broker, in_order};
-use crate::error::{Error, InheritError, ProtocolError, Queue};
+use crate::error::{Error, InheritError, Queue};
 use crate::setup::{BindOptions, Unbound};
 use crate::sys;
 use crate::umem::Umem;
@@ -71,7 +72,7 @@ impl Grant {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] says why not; [`Error::retry_after`] whether to ask again.
+    /// [`CallError::Refused`] says why not; [`Error::retry_after`] whether to ask again.
     pub fn acquire(broker: &mut Broker, request: Request) -> Result<Self, Error> {
         let Request(request) = request;
         let (acquired, sockets) = broker.acquire(&request)?;
@@ -124,13 +125,13 @@ impl Grant {
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`] where the indexes and the fds do not match.
+    /// [`CallError::Protocol`] where the indexes and the fds do not match.
     pub fn from_parts(acquired: Acquired, sockets: Vec<OwnedFd>) -> Result<Self, Error> {
-        let sockets = in_order(&acquired, sockets).map_err(|source| Error::Protocol {
+        let sockets = in_order(&acquired, sockets).map_err(|source| CallError::Protocol {
             method: "Acquire",
             source,
         })?;
-        acquired.rings.check().map_err(|error| Error::Protocol {
+        acquired.rings.check().map_err(|error| CallError::Protocol {
             method: "Acquire",
             source: ProtocolError::Json(serde::de::Error::custom(error)),
         })?;

@@ -4,16 +4,19 @@
 //! asks for them, registers memory of the caller's own, binds, and runs the rings. It starts no thread, keeps
 //! no global and needs no async runtime.
 //!
-//! Three features: `wire` is the protocol as data, `sys` the kernel's names, `datapath` (the default) the client.
-//! The broker itself uses the first two, so that it links no ring code.
+//! Three features: `wire` is the protocol as data, `sys` the kernel's names, both together the connection to the
+//! broker, and `datapath` (the default) adds grants, umem and rings. The broker itself uses the first two, for its
+//! command line too, so that it links no ring code.
 
 #![warn(missing_docs)]
 
+#[cfg(all(feature = "wire", feature = "sys"))]
+mod call_error;
 #[cfg(feature = "datapath")]
 mod cast;
 #[cfg(feature = "datapath")]
 mod chunks;
-#[cfg(feature = "datapath")]
+#[cfg(all(feature = "wire", feature = "sys"))]
 mod connection;
 #[cfg(feature = "datapath")]
 mod error;
@@ -38,10 +41,12 @@ pub mod wire;
 #[cfg(feature = "datapath")]
 mod xsk;
 
+#[cfg(all(feature = "wire", feature = "sys"))]
+pub use call_error::{CallError, ProtocolError};
+#[cfg(all(feature = "wire", feature = "sys"))]
+pub use connection::{Broker, SOCKET_VARIABLE};
 #[cfg(feature = "datapath")]
-pub use connection::Broker;
-#[cfg(feature = "datapath")]
-pub use error::{Error, InheritError, ProtocolError, Queue};
+pub use error::{Error, InheritError, Queue};
 #[cfg(feature = "datapath")]
 pub use frame::{Frame, Unsent, UnsentReason};
 #[cfg(feature = "datapath")]

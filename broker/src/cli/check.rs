@@ -5,17 +5,14 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use serde::Serialize;
 
+use super::exit::Exit;
 use crate::policy::{
     Diagnostic, Effect, Insert, InterfaceSection, Loaded, Ownership, Policy, PolicyError, Position, Rule,
     Severity, none_costs,
 };
-
-const BAD_POLICY: u8 = 78;
-const FAILED: u8 = 1;
 
 /// Check a policy without a running broker.
 ///
@@ -38,7 +35,7 @@ pub struct CheckArgs {
 }
 
 /// Runs the command. What is wrong goes to stderr, the summary (or the JSON) to stdout.
-pub fn run(args: &CheckArgs) -> ExitCode {
+pub fn run(args: &CheckArgs) -> Exit {
     let outcome = Policy::load(&args.file, Ownership::Warn);
     let report = Report::new(args, &outcome);
     let printed = match args.json {
@@ -46,9 +43,9 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         false => report.print(&mut io::stdout().lock(), &mut io::stderr().lock()),
     };
     match (printed, report.good) {
-        (Err(_), _) => ExitCode::from(FAILED),
-        (Ok(()), true) => ExitCode::SUCCESS,
-        (Ok(()), false) => ExitCode::from(BAD_POLICY),
+        (Err(_), _) => Exit::Failed,
+        (Ok(()), true) => Exit::Ok,
+        (Ok(()), false) => Exit::Config,
     }
 }
 

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use xsk_client::CallError;
 use xsk_client::wire::{BrokerError, ServiceError};
 
+use crate::policy::PolicyError;
+
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -44,10 +46,16 @@ impl From<Exit> for ExitCode {
 /// What an error means for the exit code.
 pub fn of_error(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<CallError>() {
-        Some(CallError::Connect { .. } | CallError::Connection { .. } | CallError::Timeout { .. }) => Exit::Unreachable,
+        Some(CallError::Connect { .. } | CallError::Connection { .. } | CallError::Timeout { .. }) => {
+            Exit::Unreachable
+        }
         Some(CallError::Refused { source, .. }) => of_refusal(source),
-        Some(CallError::Service { source, .. }) if matches!(**source, ServiceError::PermissionDenied {}) => Exit::Denied,
-        _ => Exit::Failed,
+        Some(CallError::Service { source, .. }) if matches!(**source, ServiceError::PermissionDenied {}) => {
+            Exit::Denied
+        }
+        Some(_) => Exit::Failed,
+        None if error.is::<PolicyError>() => Exit::Config,
+        None => Exit::Failed,
     }
 }
 
@@ -66,7 +74,15 @@ mod tests {
 
     #[test]
     fn the_table_names_every_code() {
-        for exit in [Exit::Ok, Exit::Failed, Exit::Usage, Exit::Unreachable, Exit::Busy, Exit::Denied, Exit::Config] {
+        for exit in [
+            Exit::Ok,
+            Exit::Failed,
+            Exit::Usage,
+            Exit::Unreachable,
+            Exit::Busy,
+            Exit::Denied,
+            Exit::Config,
+        ] {
             let code = format!("{:>4}  ", exit as u8);
             assert!(TABLE.lines().any(|line| line.starts_with(&code)), "{exit:?}");
         }

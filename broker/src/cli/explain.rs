@@ -1,8 +1,120 @@
-//! `xsk-broker explain`: how an explanation reads.
+//! `xsk-broker explain`: which rule decides, why, and what to write to change it.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
-use xsk_client::wire::{Explained, RuleOutcome, Target};
+use xsk_client::wire::{Explain, Explained, RingSizes, RuleOutcome, SocketKind, Target};
+
+use super::exit::Exit;
+use super::output::{self, Sockets, put};
+use super::user::User;
+use crate::identity::Subject;
+use crate::policy::{Ownership, Policy, Request, View};
+
+/// Say which rule would decide about queues, and why.
+///
+/// Asks the running broker, about oneself or, for root, about any user; with --policy FILE it asks that file and no
+/// broker. A refusal for root comes with what to write into the policy to allow it. Nothing is granted by asking; a
+/// queue that is allowed may still be held by another lease.
+///
+/// Exit codes: 0 it would be granted, 77 it would be refused.
+///
+/// Example: xsk-broker explain --user alice eth0:2-4
+#[derive(Debug, clap::Args)]
+pub struct ExplainArgs {
+    /// Which queues of which interface, as in eth0:2-4
+    #[arg(value_name = "IF:QUEUES")]
+    target: Target,
+
+    /// About this user; for root [default: oneself]
+    #[arg(long, value_name = "USER|UID")]
+    user: Option<String>,
+
+    /// Entries of each of the four rings, a power of two [default: 2048]
+    #[arg(long, value_name = "N")]
+    ring_entries: Option<u32>,
+
+    /// Ask this policy in place of the running broker
+    #[arg(long, value_name = "FILE", requires = "user")]
+    policy: Option<PathBuf>,
+
+    /// Print the reply as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    sockets: Sockets,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// As the broker says, or as `check` would about the policy.
+pub fn run(args: &ExplainArgs) -> anyhow::Result<Exit> {
+    let rings = args.ring_entries.map(RingSizes::all);
+    if let Some(rings) = rings {
+        rings.check()?;
+    }
+    let user = args.user.as_deref().map(User::look_up).transpose()?;
+    let explained = match (&args.policy, user) {
+        (Some(file), Some(user)) => offline(args, file, user, rings)?,
+        (_, user) => ask(args, user, rings)?,
+    };
+    Ok(if explained.granted { Exit::Ok } else { Exit::Denied })
+}
+
+fn ask(args: &ExplainArgs, user: Option<User>, rings: Option<RingSizes>) -> anyhow::Result<Explained> {
+    let mut broker = match user {
+        Some(_) => args.sockets.connect_as_operator()?,
+        None => args.sockets.connect_for_most()?,
+    };
+    let request = Explain {
+        interface: args.target.interface.clone(),
+        queues: args.target.queues.clone(),
+        sockets: None,
+        rings,
+        uid: user.as_ref().map(|user| user.uid),
+        gids: user.map(|user| user.groups),
+    };
+    output::print(&mut broker, "Explain", &request, args.json, |explained| {
+        text(&args.target, explained)
+    })
+}
+
+fn offline(
+    args: &ExplainArgs,
+    file: &std::path::Path,
+    user: User,
+    rings: Option<RingSizes>,
+) -> anyhow::Result<Explained> {
+    let policy = Policy::load(file, Ownership::Warn)?.policy;
+    let request = Request {
+        interface: args.target.interface.clone(),
+        queues: args.target.queues.clone(),
+        sockets: SocketKind::Prepared,
+        rings: rings.unwrap_or_default(),
+    };
+    let subject = Subject {
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.groups,
+    };
+    let explained = policy.explain(&subject, &request).into_wire(View::Operator);
+    let printed = match args.json {
+        true => serde_json::to_string(&explained)? + "\n",
+        false => text(&args.target, &explained),
+    };
+    put(&printed)?;
+    Ok(explained)
+}
+
+fn text(target: &Target, explained: &Explained) -> String {
+    let mut text = Vec::new();
+    // Writing to memory cannot fail.
+    let _infallible = print(target, explained, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
 
 /// Prints an explanation: the answer, what each rule says, and what to write to change it.
 ///

@@ -11,6 +11,7 @@ use xsk_client::wire::{Acquire, RingSizes, SocketKind, Target};
 
 use super::exit::Exit;
 use super::output::Sockets;
+use super::user::User;
 
 /// The first fd that is passed on (sd_listen_fds(3), SD_LISTEN_FDS_START).
 const FIRST_FD: i32 = 3;
@@ -66,13 +67,24 @@ pub fn run(args: GrantArgs) -> anyhow::Result<Exit> {
     // The connection is closed by exec: a lease lives as long as the process, not the connection.
     let mut broker = args.sockets.connect()?;
     let Target { interface, queues } = args.target;
-    let request = Acquire { interface, queues, sockets: SocketKind::Prepared, rings, label: args.label };
+    let request = Acquire {
+        interface,
+        queues,
+        sockets: SocketKind::Prepared,
+        rings,
+        label: args.label,
+    };
     let (lease, sockets) = broker.acquire(&request)?;
 
-    let names: Vec<String> =
-        lease.sockets.iter().map(|socket| format!("xsk-{}-{}", lease.interface, socket.queue)).collect();
-    let mappings =
-        (FIRST_FD..).zip(sockets).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd }).collect();
+    let names: Vec<String> = lease
+        .sockets
+        .iter()
+        .map(|socket| format!("xsk-{}-{}", lease.interface, socket.queue))
+        .collect();
+    let mappings = (FIRST_FD..)
+        .zip(sockets)
+        .map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd })
+        .collect();
     let (program, arguments) = args.command.split_first().context("no command given")?;
     let mut command = Command::new(program);
     command
@@ -92,21 +104,9 @@ fn become_user(name: &str) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("--as {name} is for root: without it, the request is made as the user that you are");
     }
-    let user = match name.parse::<u32>() {
-        Ok(uid) => uzers::get_user_by_uid(uid),
-        Err(_) => uzers::get_user_by_name(name),
-    };
-    let (uid, gid, groups) = match (&user, name.parse::<u32>()) {
-        (Some(user), _) => {
-            let groups = uzers::get_user_groups(user.name(), user.primary_group_id()).unwrap_or_default();
-            (user.uid(), user.primary_group_id(), groups.iter().map(uzers::Group::gid).collect())
-        }
-        // A number needs no entry in passwd.
-        (None, Ok(uid)) => (uid, uid, Vec::new()),
-        (None, Err(_)) => bail!("there is no user {name}"),
-    };
-    let groups: Vec<Gid> = groups.into_iter().map(Gid::from_raw).collect();
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    let user = User::look_up(name)?;
+    let groups: Vec<Gid> = user.groups.into_iter().map(Gid::from_raw).collect();
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     // This process has one thread: what these set is the process's.
     rustix::thread::set_thread_groups(&groups).context("setgroups")?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).context("setresgid")?;

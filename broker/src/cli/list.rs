@@ -51,8 +51,11 @@ fn text(reply: &Leases) -> String {
         Column::Right("REDIRECTED"),
         Column::Right("DROPPED"),
     ];
-    let rows: Vec<_> =
-        reply.leases.iter().flat_map(|lease| lease.queues.iter().map(move |queue| row(lease, queue))).collect();
+    let rows: Vec<_> = reply
+        .leases
+        .iter()
+        .flat_map(|lease| lease.queues.iter().map(move |queue| row(lease, queue)))
+        .collect();
     layout(columns, &rows)
 }
 

@@ -10,6 +10,7 @@ pub mod revoke;
 pub mod serve;
 pub mod status;
 pub mod table;
+pub mod user;
 
 use std::io;
 use std::process::ExitCode;
@@ -46,7 +47,11 @@ enum Verb {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .init();
     let exit = match cli.verb {
         Verb::Serve(args) => serve::run(&args),
         Verb::Check(args) => check::run(&args),

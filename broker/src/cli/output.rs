@@ -89,13 +89,22 @@ pub fn duration(ms: u64) -> String {
         return format!("{ms}ms");
     }
     let seconds = duration.as_secs();
-    let parts = [(seconds / 86400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let parts = [
+        (seconds / 86400, "d"),
+        (seconds / 3600 % 24, "h"),
+        (seconds / 60 % 60, "m"),
+        (seconds % 60, "s"),
+    ];
     let first = parts.iter().position(|(amount, _)| *amount > 0).unwrap_or(3);
-    parts.iter().skip(first).take(2).fold(String::new(), |mut text, (amount, unit)| {
-        // Writing to a String cannot fail.
-        let _infallible = write!(text, "{amount}{unit}");
-        text
-    })
+    parts
+        .iter()
+        .skip(first)
+        .take(2)
+        .fold(String::new(), |mut text, (amount, unit)| {
+            // Writing to a String cannot fail.
+            let _infallible = write!(text, "{amount}{unit}");
+            text
+        })
 }
 
 #[cfg(test)]
@@ -104,7 +113,14 @@ mod tests {
 
     #[test]
     fn durations_have_two_units() {
-        let cases = [(0, "0ms"), (999, "999ms"), (1000, "1s"), (61_000, "1m1s"), (3_600_000, "1h0m"), (90_061_000, "1d1h")];
+        let cases = [
+            (0, "0ms"),
+            (999, "999ms"),
+            (1000, "1s"),
+            (61_000, "1m1s"),
+            (3_600_000, "1h0m"),
+            (90_061_000, "1d1h"),
+        ];
         for (ms, text) in cases {
             assert_eq!(duration(ms), text);
         }

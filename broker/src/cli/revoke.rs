@@ -31,7 +31,11 @@ pub struct RevokeArgs {
 /// As the broker says.
 pub fn run(args: &RevokeArgs) -> anyhow::Result<Exit> {
     let mut broker = args.sockets.connect_as_operator()?;
-    let before = broker.list_leases()?.leases.into_iter().find(|lease| lease.lease == args.lease);
+    let before = broker
+        .list_leases()?
+        .leases
+        .into_iter()
+        .find(|lease| lease.lease == args.lease);
     let _nothing: serde_json::Value = broker.call("Revoke", &LeaseReference { lease: args.lease })?;
     if args.json {
         put(&format!("{}\n", json!({ "lease": before })))?;

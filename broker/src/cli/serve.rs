@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource as Limit, Rlimit, getrlimit, setrlimit};
 
 use super::exit::Exit;
+use super::user::User;
 use crate::audit::{Audit, Event, Line};
 use crate::charge::Accounts;
 use crate::engine::{self, Parts};
@@ -89,7 +90,12 @@ fn serve(args: &ServeArgs) -> Result<(), Failed> {
         .build()
         .context("cannot make the runtime")
         .map_err(Failed::Setup)?;
-    let served = runtime.block_on(server::run(started.listeners, started.engine, &started.accounts, started.links));
+    let served = runtime.block_on(server::run(
+        started.listeners,
+        started.engine,
+        &started.accounts,
+        started.links,
+    ));
     served.context("the broker stopped").map_err(Failed::Serving)
 }
 
@@ -116,7 +122,10 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         eprintln!("{warning}");
     }
     if args.strict && !loaded.warnings.is_empty() {
-        bail!("--strict: the policy has {} warnings, see above", loaded.warnings.len());
+        bail!(
+            "--strict: the policy has {} warnings, see above",
+            loaded.warnings.len()
+        );
     }
 
     // 3. One broker for each run directory.
@@ -126,56 +135,92 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     // 4. The private directory in bpffs; a broker that crashed may have left its links there.
     let pins = PinDirectory::create(&args.bpf_dir, account)?;
     for name in pins.remove_leftovers()? {
-        tracing::warn!(name, "took down what a broker that crashed had left in {}", args.bpf_dir.display());
+        tracing::warn!(
+            name,
+            "took down what a broker that crashed had left in {}",
+            args.bpf_dir.display()
+        );
     }
 
     // 5. The sockets, with their final modes, and the kernel's news of devices.
-    let socket = args.socket.clone().unwrap_or_else(|| args.run_dir.join("broker.sock"));
-    let control = args.control_socket.clone().unwrap_or_else(|| args.run_dir.join("control.sock"));
-    let listeners = [Listener::bind(&socket, Scope::Own)?, Listener::bind(&control, Scope::All)?];
+    let socket = args
+        .socket
+        .clone()
+        .unwrap_or_else(|| args.run_dir.join("broker.sock"));
+    let control = args
+        .control_socket
+        .clone()
+        .unwrap_or_else(|| args.run_dir.join("control.sock"));
+    let listeners = [
+        Listener::bind(&socket, Scope::Own)?,
+        Listener::bind(&control, Scope::All)?,
+    ];
     let links = LinkEvents::subscribe().context("cannot watch devices over rtnetlink")?;
     let mut audit = Audit::new(audit_sink(args.audit_log.as_deref())?);
 
     // 6. As many fds as the kernel lets us have: each lease takes one for each queue.
     let limit = getrlimit(Limit::Nofile);
-    setrlimit(Limit::Nofile, Rlimit { current: limit.maximum, ..limit }).context("cannot raise RLIMIT_NOFILE")?;
+    setrlimit(
+        Limit::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    )
+    .context("cannot raise RLIMIT_NOFILE")?;
 
     // 7. Give root up, for good.
     privileges::drop_to(account)?;
 
     // 8. The engine's thread keeps the four capabilities permitted; this one, which talks to clients, keeps none.
     let accounts = Accounts::default();
-    let message = format!("serving {} and {} as uid {}", socket.display(), control.display(), account.uid);
+    let message = format!(
+        "serving {} and {} as uid {}",
+        socket.display(),
+        control.display(),
+        account.uid
+    );
     audit.write(&Line::new(Event::Started).message(&message));
     tracing::info!("{message}, {} rules", loaded.policy.rule_count());
-    let parts = Parts { policy: loaded.policy, accounts: accounts.clone(), audit, pins };
+    let parts = Parts {
+        policy: loaded.policy,
+        accounts: accounts.clone(),
+        audit,
+        pins,
+    };
     let engine = engine::start(parts)?;
     privileges::renounce()?;
-    Ok(Started { listeners, engine, accounts, links, _lock: lock })
+    Ok(Started {
+        listeners,
+        engine,
+        accounts,
+        links,
+        _lock: lock,
+    })
 }
 
 /// The account to end as, by name or number.
 fn account(user: &str) -> anyhow::Result<Account> {
-    let found = match user.parse::<u32>() {
-        Ok(uid) => Account { uid, gid: uzers::get_user_by_uid(uid).map_or(uid, |user| user.primary_group_id()) },
-        Err(_) => match uzers::get_user_by_name(user) {
-            Some(user) => Account { uid: user.uid(), gid: user.primary_group_id() },
-            None => bail!(
-                "there is no user {user} to end as: make it with\n  useradd --system --no-create-home --shell /usr/sbin/nologin {user}\nor name another with --user"
-            ),
-        },
-    };
+    let found = User::look_up(user).with_context(|| {
+        format!(
+            "there is nobody to end as: make the user with\n  useradd --system --no-create-home --shell /usr/sbin/nologin {user}\nor name another with --user"
+        )
+    })?;
     if found.uid == 0 || found.gid == 0 {
         bail!("--user {user} is root or in root's group: name a user of the broker's own");
     }
-    Ok(found)
+    Ok(Account {
+        uid: found.uid,
+        gid: found.gid,
+    })
 }
 
 fn make_run_dir(path: &Path, account: Account) -> anyhow::Result<()> {
     match fs::DirBuilder::new().mode(0o755).create(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let found = fs::symlink_metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
+            let found =
+                fs::symlink_metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
             let owner = std::os::unix::fs::MetadataExt::uid(&found);
             if !found.is_dir() || (owner != 0 && owner != account.uid) {
                 bail!(
@@ -188,7 +233,8 @@ fn make_run_dir(path: &Path, account: Account) -> anyhow::Result<()> {
         Err(error) => return Err(error).with_context(|| format!("cannot make {}", path.display())),
     }
     // The daemon removes its sockets there when it ends.
-    chown(path, Some(account.uid), Some(account.gid)).with_context(|| format!("cannot chown {}", path.display()))
+    chown(path, Some(account.uid), Some(account.gid))
+        .with_context(|| format!("cannot chown {}", path.display()))
 }
 
 fn lock(run_dir: &Path) -> anyhow::Result<fs::File> {
@@ -213,7 +259,9 @@ fn lock(run_dir: &Path) -> anyhow::Result<fs::File> {
 }
 
 fn audit_sink(path: Option<&Path>) -> anyhow::Result<Box<dyn Write + Send>> {
-    let Some(path) = path else { return Ok(Box::new(io::stdout())) };
+    let Some(path) = path else {
+        return Ok(Box::new(io::stdout()));
+    };
     let file = fs::OpenOptions::new()
         .append(true)
         .create(true)

@@ -35,14 +35,28 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
 fn status(status: &Status) -> String {
     let lines = [
         ("version", status.version.clone()),
-        ("process", format!("pid {}, uid {}, up {}", status.pid, status.uid, duration(status.uptime_ms))),
+        (
+            "process",
+            format!(
+                "pid {}, uid {}, up {}",
+                status.pid,
+                status.uid,
+                duration(status.uptime_ms)
+            ),
+        ),
         ("may raise", status.capabilities.join(" ")),
-        ("policy", format!("{} ({} rules)", status.policy_files.join(" "), status.rules)),
+        (
+            "policy",
+            format!("{} ({} rules)", status.policy_files.join(" "), status.rules),
+        ),
         ("leases", status.leases.to_string()),
         ("connections", status.connections.to_string()),
         ("kernel", status.kernel.clone()),
     ];
-    let mut text: String = lines.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect();
+    let mut text: String = lines
+        .iter()
+        .map(|(name, value)| format!("{name:<12} {value}\n"))
+        .collect();
     for probe in &status.probes {
         let there = if probe.available { "yes" } else { "no" };
         text.push_str(&format!("  {:<20} {there:<4} {}\n", probe.name, probe.note));
@@ -75,7 +89,10 @@ fn row(interface: &Interface) -> [String; 8] {
     };
     [
         interface.interface.to_string(),
-        interface.xdp.map_or("not attached", |mode| mode.as_str()).to_owned(),
+        interface
+            .xdp
+            .map_or("not attached", |mode| mode.as_str())
+            .to_owned(),
         interface.queues.to_string(),
         interface.queues_max.to_string(),
         ids(&interface.reserved),

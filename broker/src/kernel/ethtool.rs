@@ -35,21 +35,33 @@ impl Channels {
     ///
     /// EOPNOTSUPP where the driver does not tell, ENODEV where there is no such device.
     pub fn of(interface: &InterfaceName) -> io::Result<Self> {
-        let mut channels = Self { command: ETHTOOL_GCHANNELS, ..Self::default() };
+        let mut channels = Self {
+            command: ETHTOOL_GCHANNELS,
+            ..Self::default()
+        };
         let mut name: [libc::c_char; libc::IFNAMSIZ] = [0; libc::IFNAMSIZ];
         // An InterfaceName is at most 15 bytes: the last one stays 0.
-        for (slot, byte) in name.iter_mut().zip(interface.as_str().bytes().take(libc::IFNAMSIZ - 1)) {
+        for (slot, byte) in name
+            .iter_mut()
+            .zip(interface.as_str().bytes().take(libc::IFNAMSIZ - 1))
+        {
             *slot = libc::c_char::from_ne_bytes([byte]);
         }
         let mut request = libc::ifreq {
             ifr_name: name,
-            ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut channels).cast() },
+            ifr_ifru: libc::__c_anonymous_ifr_ifru {
+                ifru_data: (&raw mut channels).cast(),
+            },
         };
         let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
         // SAFETY: `request` is an ifreq whose data points to the 36 bytes of an ethtool_channels, and both live
         // across the call; ETHTOOL_GCHANNELS writes no more than that.
         let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
-        if result == 0 { Ok(channels) } else { Err(io::Error::last_os_error()) }
+        if result == 0 {
+            Ok(channels)
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 
     /// Queues that packets arrive on now.

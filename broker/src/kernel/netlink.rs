@@ -9,9 +9,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteNextHop};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use xsk_client::wire::InterfaceName;
@@ -39,13 +39,17 @@ pub struct Link {
 /// ENODEV where there is none.
 pub fn link(interface: &InterfaceName) -> io::Result<Link> {
     let mut question = LinkMessage::default();
-    question.attributes.push(LinkAttribute::IfName(interface.to_string()));
+    question
+        .attributes
+        .push(LinkAttribute::IfName(interface.to_string()));
     let answers = ask(RouteNetlinkMessage::GetLink(question), NLM_F_REQUEST | NLM_F_ACK)?;
     let link = answers.into_iter().find_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(link) => Some(link),
         _ => None,
     });
-    link.as_ref().map(read_link).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    link.as_ref()
+        .map(read_link)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
 }
 
 /// The names of all devices of this network namespace.
@@ -54,7 +58,10 @@ pub fn link(interface: &InterfaceName) -> io::Result<Link> {
 ///
 /// As the kernel says.
 pub fn device_names() -> io::Result<Vec<InterfaceName>> {
-    let answers = ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_REQUEST | NLM_F_DUMP)?;
+    let answers = ask(
+        RouteNetlinkMessage::GetLink(LinkMessage::default()),
+        NLM_F_REQUEST | NLM_F_DUMP,
+    )?;
     let names = answers.iter().filter_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(link) => link.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::IfName(name) => name.parse().ok(),
@@ -73,8 +80,12 @@ pub fn device_exists(index: u32) -> bool {
 }
 
 fn read_link(message: &LinkMessage) -> Link {
-    let mut link =
-        Link { index: message.header.index, allocated_queues: 1, controller: None, xdp: None };
+    let mut link = Link {
+        index: message.header.index,
+        allocated_queues: 1,
+        controller: None,
+        xdp: None,
+    };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::NumRxQueues(count) | LinkAttribute::NumTxQueues(count) => {
@@ -104,11 +115,17 @@ fn read_link(message: &LinkMessage) -> Link {
 ///
 /// As the kernel says.
 pub fn carries_default_route(index: u32) -> io::Result<bool> {
-    let answers = ask(RouteNetlinkMessage::GetRoute(RouteMessage::default()), NLM_F_REQUEST | NLM_F_DUMP)?;
+    let answers = ask(
+        RouteNetlinkMessage::GetRoute(RouteMessage::default()),
+        NLM_F_REQUEST | NLM_F_DUMP,
+    )?;
     Ok(answers.iter().any(|answer| match answer {
         RouteNetlinkMessage::NewRoute(route) => {
             route.header.destination_prefix_length == 0
-                && route.attributes.iter().any(|attribute| leaves_by(attribute, index))
+                && route
+                    .attributes
+                    .iter()
+                    .any(|attribute| leaves_by(attribute, index))
         }
         _ => false,
     }))
@@ -117,9 +134,7 @@ pub fn carries_default_route(index: u32) -> io::Result<bool> {
 fn leaves_by(attribute: &RouteAttribute, index: u32) -> bool {
     match attribute {
         RouteAttribute::Oif(out) => *out == index,
-        RouteAttribute::MultiPath(hops) => {
-            hops.iter().any(|hop: &RouteNextHop| hop.interface_index == index)
-        }
+        RouteAttribute::MultiPath(hops) => hops.iter().any(|hop: &RouteNextHop| hop.interface_index == index),
         _ => false,
     }
 }
@@ -163,12 +178,26 @@ pub fn may_do_zero_copy(index: u32) -> io::Result<bool> {
     const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
 
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-    let family = generic(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, b"netdev\0")?;
+    let family = generic(
+        GENL_ID_CTRL,
+        CTRL_CMD_GETFAMILY,
+        CTRL_ATTR_FAMILY_NAME,
+        b"netdev\0",
+    )?;
     let id = attribute(&family, CTRL_ATTR_FAMILY_ID).ok_or_else(invalid)?;
-    let id = u16::from_ne_bytes(id.get(..2).and_then(|id| id.try_into().ok()).ok_or_else(invalid)?);
+    let id = u16::from_ne_bytes(
+        id.get(..2)
+            .and_then(|id| id.try_into().ok())
+            .ok_or_else(invalid)?,
+    );
     let device = generic(id, NETDEV_CMD_DEV_GET, NETDEV_A_DEV_IFINDEX, &index.to_ne_bytes())?;
     let features = attribute(&device, NETDEV_A_DEV_XDP_FEATURES).ok_or_else(invalid)?;
-    let features = u64::from_ne_bytes(features.get(..8).and_then(|f| f.try_into().ok()).ok_or_else(invalid)?);
+    let features = u64::from_ne_bytes(
+        features
+            .get(..8)
+            .and_then(|f| f.try_into().ok())
+            .ok_or_else(invalid)?,
+    );
     Ok(features & XSK_ZEROCOPY != 0)
 }
 
@@ -193,7 +222,10 @@ fn generic(family: u16, command: u8, kind: u16, value: &[u8]) -> io::Result<Vec<
     bytes.resize(total, 0);
     let answer = exchange(NETLINK_GENERIC, &bytes, false)?.into_iter().next();
     let answer = answer.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-    Ok(answer.get(NLMSG_HEADER_BYTES + GENL_HEADER_BYTES..).unwrap_or_default().to_vec())
+    Ok(answer
+        .get(NLMSG_HEADER_BYTES + GENL_HEADER_BYTES..)
+        .unwrap_or_default()
+        .to_vec())
 }
 
 /// Finds an attribute among others.
@@ -227,7 +259,11 @@ fn exchange(protocol: isize, question: &[u8], dump: bool) -> io::Result<Vec<Vec<
                     let code = message.get(16..20).and_then(|code| code.try_into().ok());
                     let code = i32::from_ne_bytes(code.unwrap_or_default());
                     // 0 is the acknowledgement that we asked for.
-                    return if code == 0 { Ok(messages) } else { Err(io::Error::from_raw_os_error(-code)) };
+                    return if code == 0 {
+                        Ok(messages)
+                    } else {
+                        Err(io::Error::from_raw_os_error(-code))
+                    };
                 }
                 NLMSG_DONE if dump => return Ok(messages),
                 _ => messages.push(message.to_vec()),

@@ -2,7 +2,10 @@
 //!
 //! Linux, include/uapi/asm-generic/socket.h; `sk_getsockopt` and `sk_setsockopt` in net/core/sock.c.
 
-#![expect(unsafe_code, reason = "getsockopt, setsockopt and ioctl that rustix does not offer")]
+#![expect(
+    unsafe_code,
+    reason = "getsockopt, setsockopt and ioctl that rustix does not offer"
+)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -22,7 +25,8 @@ pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     // NGROUPS_MAX is 65536: one try with that many would do, but most peers have a handful.
     let mut groups = vec![0u32; 64];
     loop {
-        let mut bytes = libc::socklen_t::try_from(size_of_val(groups.as_slice())).map_err(io::Error::other)?;
+        let mut bytes =
+            libc::socklen_t::try_from(size_of_val(groups.as_slice())).map_err(io::Error::other)?;
         // SAFETY: pointer and length are those of `groups`, which lives across the call.
         let result = unsafe {
             libc::getsockopt(
@@ -83,9 +87,19 @@ pub fn refuse_passed_fds(socket: BorrowedFd<'_>) -> io::Result<()> {
     let bytes = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
     // SAFETY: pointer and length are those of `off`, which lives across the call.
     let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, (&raw const off).cast(), bytes)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const off).cast(),
+            bytes,
+        )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Whether the kernel knows [`peer_pidfd`].
@@ -107,5 +121,9 @@ pub fn unread_bytes(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: TIOCOUTQ, which is SIOCOUTQ by another name, writes one int to the pointer (`unix_ioctl`).
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    if result == 0 { Ok(u64::try_from(bytes).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(u64::try_from(bytes).unwrap_or(0))
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

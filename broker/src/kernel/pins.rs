@@ -61,9 +61,9 @@ impl PinDirectory {
             Err(error) => return Err(failed("mkdir", error).into()),
         }
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
-        let directory =
-            open(path, flags, Mode::empty()).map_err(|source| failed("open", source.into()))?;
-        let file_system = rustix::fs::fstatfs(&directory).map_err(|source| failed("fstatfs", source.into()))?;
+        let directory = open(path, flags, Mode::empty()).map_err(|source| failed("open", source.into()))?;
+        let file_system =
+            rustix::fs::fstatfs(&directory).map_err(|source| failed("fstatfs", source.into()))?;
         if i64::from(file_system.f_type) != BPF_FS_MAGIC {
             return Err(PinDirectoryError::NoBpffs(path.to_owned()));
         }
@@ -72,16 +72,25 @@ impl PinDirectory {
             .map_err(|source| failed("fstat", source))?
             .uid();
         if owner != 0 && owner != account.uid {
-            return Err(PinDirectoryError::Foreign { path: path.to_owned(), owner });
+            return Err(PinDirectoryError::Foreign {
+                path: path.to_owned(),
+                owner,
+            });
         }
-        let this = Self { directory, path: path.to_owned() };
+        let this = Self {
+            directory,
+            path: path.to_owned(),
+        };
         this.hand_to(account)?;
         Ok(this)
     }
 
     fn hand_to(&self, account: Account) -> Result<(), Failure> {
         let failed = |source: rustix::io::Errno| Failure::kernel("fchown", self.path.display(), source);
-        let (uid, gid) = (rustix::fs::Uid::from_raw(account.uid), rustix::fs::Gid::from_raw(account.gid));
+        let (uid, gid) = (
+            rustix::fs::Uid::from_raw(account.uid),
+            rustix::fs::Gid::from_raw(account.gid),
+        );
         rustix::fs::fchown(&self.directory, Some(uid), Some(gid)).map_err(failed)?;
         rustix::fs::fchmod(&self.directory, Mode::RWXU).map_err(failed)
     }
@@ -98,7 +107,8 @@ impl PinDirectory {
         for entry in entries {
             let entry = entry.map_err(|source| Failure::kernel("readdir", self.path.display(), source))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            self.remove(&name).map_err(|source| Failure::kernel("unlink", entry.path().display(), source))?;
+            self.remove(&name)
+                .map_err(|source| Failure::kernel("unlink", entry.path().display(), source))?;
             names.push(name);
         }
         Ok(names)
@@ -124,7 +134,10 @@ pub struct Pin {
 impl Pin {
     /// Takes care of what was just pinned under this name.
     pub fn new(directory: &Rc<PinDirectory>, name: String) -> Self {
-        Self { directory: Rc::clone(directory), name }
+        Self {
+            directory: Rc::clone(directory),
+            name,
+        }
     }
 }
 

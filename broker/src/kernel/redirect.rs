@@ -109,21 +109,39 @@ impl Redirect {
 
         let queue = socket.queue();
         let redirected_before = self.counters(queue).redirected;
-        let inserted = self.0.sockets.borrow_mut().set(queue, socket.as_fd().as_raw_fd(), BPF_NOEXIST);
+        let inserted = self
+            .0
+            .sockets
+            .borrow_mut()
+            .set(queue, socket.as_fd().as_raw_fd(), BPF_NOEXIST);
         inserted.map_err(|source| xdp_failure("insert into xsks_map", &self.0.interface, source))?;
-        Ok(Slot { redirect: self.clone(), queue, redirected_before })
+        Ok(Slot {
+            redirect: self.clone(),
+            queue,
+            redirected_before,
+        })
     }
 
     /// What the program has counted on a queue since it was attached. All 0 for a queue that it does not know.
     pub fn counters(&self, queue: u32) -> xdp_ebpf::QueueCounters {
         let cpus = self.0.counters.get(&queue, 0);
-        let sum = |index: usize| cpus.iter().flat_map(|cpus| cpus.iter()).filter_map(|cpu| cpu.get(index)).sum();
-        xdp_ebpf::QueueCounters { redirected: sum(0), passed: sum(1) }
+        let sum = |index: usize| {
+            cpus.iter()
+                .flat_map(|cpus| cpus.iter())
+                .filter_map(|cpu| cpu.get(index))
+                .sum()
+        };
+        xdp_ebpf::QueueCounters {
+            redirected: sum(0),
+            passed: sum(1),
+        }
     }
 
     /// Packets passed to the host's stack, over all queues.
     pub fn passed(&self) -> u64 {
-        (0..self.0.counters.len()).map(|queue| self.counters(queue).passed).sum()
+        (0..self.0.counters.len())
+            .map(|queue| self.counters(queue).passed)
+            .sum()
     }
 }
 
@@ -136,7 +154,8 @@ impl Attached {
         pins: &Rc<PinDirectory>,
     ) -> Result<Self, Failure> {
         let mut map = |name| {
-            ebpf.take_map(name).ok_or_else(|| xdp_failure("find a map in the object", &device.name, name))
+            ebpf.take_map(name)
+                .ok_or_else(|| xdp_failure("find a map in the object", &device.name, name))
         };
         let sockets = XskMap::try_from(map(xdp_ebpf::XSKS_MAP)?)
             .map_err(|source| xdp_failure("open xsks_map", &device.name, source))?;
@@ -148,13 +167,23 @@ impl Attached {
             .map_err(|source| xdp_failure("pin the link", &device.name, source))?;
         let pin = Pin::new(pins, name);
         let interface = device.name.clone();
-        Ok(Self { interface, mode, sockets: RefCell::new(sockets), counters, _pin: pin, _link: link })
+        Ok(Self {
+            interface,
+            mode,
+            sockets: RefCell::new(sockets),
+            counters,
+            _pin: pin,
+            _link: link,
+        })
     }
 }
 
 impl fmt::Debug for Attached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Attached").field("interface", &self.interface).field("mode", &self.mode).finish_non_exhaustive()
+        f.debug_struct("Attached")
+            .field("interface", &self.interface)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
     }
 }
 
@@ -169,7 +198,10 @@ pub struct Slot {
 impl Slot {
     /// Packets handed to the socket since the slot was filled.
     pub fn redirected(&self) -> u64 {
-        self.redirect.counters(self.queue).redirected.saturating_sub(self.redirected_before)
+        self.redirect
+            .counters(self.queue)
+            .redirected
+            .saturating_sub(self.redirected_before)
     }
 }
 
@@ -198,9 +230,12 @@ fn program<'a>(ebpf: &'a mut Ebpf, device: &Device) -> Result<&'a mut Xdp, Failu
     let program = ebpf
         .program_mut(xdp_ebpf::PROGRAM)
         .ok_or_else(|| xdp_failure("find the program in the object", &device.name, xdp_ebpf::PROGRAM))?;
-    let program: &mut Xdp =
-        program.try_into().map_err(|source: ProgramError| xdp_failure("take the XDP program", &device.name, source))?;
-    program.load().map_err(|source| xdp_failure("load the XDP program", &device.name, source))?;
+    let program: &mut Xdp = program
+        .try_into()
+        .map_err(|source: ProgramError| xdp_failure("take the XDP program", &device.name, source))?;
+    program
+        .load()
+        .map_err(|source| xdp_failure("load the XDP program", &device.name, source))?;
     Ok(program)
 }
 
@@ -209,7 +244,9 @@ fn attach_as(program: &mut Xdp, device: &Device, mode: XdpMode) -> Result<(FdLin
         XdpMode::Native => AyaMode::Driver,
         XdpMode::Generic => AyaMode::Skb,
     };
-    let failed = |source: ProgramError| AttachError::Failed(xdp_failure("attach the XDP program", &device.name, source));
+    let failed = |source: ProgramError| {
+        AttachError::Failed(xdp_failure("attach the XDP program", &device.name, source))
+    };
     let id = match program.attach_to_if_index(device.index, aya_mode) {
         Ok(id) => id,
         Err(ProgramError::SyscallError(error)) => {
@@ -227,7 +264,8 @@ fn attach_as(program: &mut Xdp, device: &Device, mode: XdpMode) -> Result<(FdLin
     };
     let link = program.take_link(id).map_err(failed)?;
     // Anything but an fd would be a netlink attachment, which dies with nobody: aya's way on kernels before 5.9.
-    let link = FdLink::try_from(link).map_err(|source| xdp_failure("make a BPF link", &device.name, source))?;
+    let link =
+        FdLink::try_from(link).map_err(|source| xdp_failure("make a BPF link", &device.name, source))?;
     Ok((link, mode))
 }
 
@@ -236,5 +274,9 @@ fn xdp_failure(
     interface: &InterfaceName,
     source: impl Into<Box<dyn StdError + Send + Sync>>,
 ) -> Failure {
-    Failure::Xdp { step, interface: interface.clone(), source: source.into() }
+    Failure::Xdp {
+        step,
+        interface: interface.clone(),
+        source: source.into(),
+    }
 }

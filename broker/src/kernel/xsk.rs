@@ -36,11 +36,19 @@ impl Xsk {
         let socket = privileges::with(&[Capability::CAP_NET_RAW], sys::xdp_socket)?
             .map_err(failed("socket(AF_XDP)"))?;
         sys::confine_to_device(&socket, device.index).map_err(failed("setsockopt(SO_BINDTOIFINDEX)"))?;
-        for (ring, entries) in
-            [(Ring::Fill, rings.fill), (Ring::Completion, rings.completion), (Ring::Rx, rings.rx), (Ring::Tx, rings.tx)]
-        {
-            sys::create_ring(&socket, ring, entries)
-                .map_err(|source| Failure::kernel("setsockopt of a ring's size", format!("{}, {ring} ring", object()), source))?;
+        for (ring, entries) in [
+            (Ring::Fill, rings.fill),
+            (Ring::Completion, rings.completion),
+            (Ring::Rx, rings.rx),
+            (Ring::Tx, rings.tx),
+        ] {
+            sys::create_ring(&socket, ring, entries).map_err(|source| {
+                Failure::kernel(
+                    "setsockopt of a ring's size",
+                    format!("{}, {ring} ring", object()),
+                    source,
+                )
+            })?;
         }
         Ok(Self { socket, queue })
     }
@@ -79,13 +87,19 @@ impl Xsk {
     pub fn mode(&self) -> Result<BindMode, Failure> {
         let zero_copy = sys::is_zero_copy(&self.socket)
             .map_err(|source| Failure::kernel("getsockopt(XDP_OPTIONS)", "AF_XDP socket", source))?;
-        Ok(if zero_copy { BindMode::ZeroCopy } else { BindMode::Copy })
+        Ok(if zero_copy {
+            BindMode::ZeroCopy
+        } else {
+            BindMode::Copy
+        })
     }
 
     /// The socket's own counters; `redirected` is left for the XDP program to say. All 0 where the kernel does not
     /// answer: statistics never fail a request.
     pub fn counters(&self) -> Counters {
-        let Ok(statistics) = sys::statistics(&self.socket) else { return Counters::default() };
+        let Ok(statistics) = sys::statistics(&self.socket) else {
+            return Counters::default();
+        };
         Counters {
             redirected: 0,
             rx_dropped: statistics.rx_dropped,
@@ -123,12 +137,17 @@ pub enum QueueUse {
 ///
 /// What the kernel says, by the call that said it.
 pub fn queue_use(index: u32, queue: u32) -> Result<QueueUse, Failure> {
-    let failed = |call, source: io::Error| Failure::kernel(call, format!("ifindex {index}, queue {queue}"), source);
+    let failed =
+        |call, source: io::Error| Failure::kernel(call, format!("ifindex {index}, queue {queue}"), source);
     // Unknown (before Linux 6.3) counts as "it may": then the try is the one that is always right.
     let may_zero_copy = netlink::may_do_zero_copy(index).unwrap_or(true);
     let probe = privileges::with(&[Capability::CAP_NET_RAW, Capability::CAP_IPC_LOCK], probe_socket)?
         .map_err(|source| failed("making of a probe socket", source))?;
-    let flags = if may_zero_copy { BindFlags::XDP_COPY } else { BindFlags::XDP_ZEROCOPY };
+    let flags = if may_zero_copy {
+        BindFlags::XDP_COPY
+    } else {
+        BindFlags::XDP_ZEROCOPY
+    };
     match sys::bind(&probe, index, queue, flags) {
         Ok(()) => Ok(QueueUse::Free),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) && !may_zero_copy => Ok(QueueUse::Free),
