@@ -2,7 +2,7 @@
 //!
 //! A body is a function of the test program, which is started again for it:
 //!
-//! ```ignore
+//! ```text
 //! e2e::bodies![sleeper];
 //! fn sleeper(arguments: &[String]) { … }
 //! let holder = Holder::body(&world, Side::Host, &uid.user(), "sleeper", &["5"])?;

@@ -1,9 +1,10 @@
 //! Why a test did not run. In CI a skip is a failure, unless a probe has shown that the kernel lacks what the test
 //! is about.
 
+use std::io::{self, Write};
 use std::thread;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 /// Why a test is skipped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,17 +30,41 @@ impl From<String> for Skip {
     }
 }
 
+/// Where the suite runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Ci,
+    Elsewhere,
+}
+
 impl Skip {
     /// Prints the skip; in CI an undeclared one is an error.
     pub fn report(&self) -> Result<()> {
         let thread = thread::current();
-        let test = thread.name().unwrap_or("unnamed");
+        let line = self.line(thread.name().unwrap_or("unnamed"), Place::here())?;
+        // Past libtest's capturing, which would hide the line of a test that passed.
+        writeln!(io::stderr(), "{line}").context("telling of a skip")
+    }
+
+    fn line(&self, test: &str, place: Place) -> Result<String> {
         match self {
-            Self::Missing(reason) if in_ci() => bail!("SKIP {test}: {reason}, which CI must have"),
-            Self::Missing(reason) => print_line(&format!("SKIP {test}: {reason}")),
-            Self::KernelLacks { probe } => print_line(&format!("SKIP {test}: this kernel lacks it: {probe}")),
+            Self::Missing(reason) if place == Place::Ci => {
+                bail!("SKIP {test}: {reason}, which CI must have")
+            }
+            Self::Missing(reason) => Ok(format!("SKIP {test}: {reason}")),
+            Self::KernelLacks { probe } => Ok(format!("SKIP {test}: this kernel lacks it: {probe}")),
         }
-        Ok(())
+    }
+}
+
+impl Place {
+    fn here() -> Self {
+        let told = |name| std::env::var(name).is_ok_and(|v| !matches!(v.as_str(), "" | "0" | "false"));
+        if told("CI") || told("XSK_CI") {
+            Self::Ci
+        } else {
+            Self::Elsewhere
+        }
     }
 }
 
@@ -62,16 +87,24 @@ pub fn require_root() -> Result<()> {
     bail!("the end-to-end suite needs root: run `cargo xtask test`, which asks sudo")
 }
 
-fn in_ci() -> bool {
-    ["CI", "XSK_CI"]
-        .iter()
-        .any(|name| std::env::var(name).is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false")))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Past libtest's capturing, which would hide the line of a test that passed.
-fn print_line(line: &str) {
-    use std::io::Write;
-    if writeln!(std::io::stderr(), "{line}").is_err() {
-        // There is nobody to tell.
+    #[test]
+    fn only_a_probed_lack_may_be_skipped_in_ci() {
+        let missing = Skip::from("no such tool");
+        let lacking = Skip::KernelLacks {
+            probe: "SO_PEERPIDFD: ENOPROTOOPT".to_owned(),
+        };
+        assert_eq!(
+            missing.line("a::b", Place::Elsewhere).unwrap(),
+            "SKIP a::b: no such tool"
+        );
+        assert!(missing.line("a::b", Place::Ci).is_err());
+        let line = "SKIP a::b: this kernel lacks it: SO_PEERPIDFD: ENOPROTOOPT";
+        for place in [Place::Ci, Place::Elsewhere] {
+            assert_eq!(lacking.line("a::b", place).unwrap(), line);
+        }
     }
 }
