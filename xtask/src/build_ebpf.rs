@@ -7,14 +7,15 @@
 mod record;
 mod toolchain;
 
+use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{repository, shell};
 use record::Record;
-use toolchain::Toolchain;
+use toolchain::{Toolchain, Versions};
 
 /// Build the XDP program and the object that is committed beside it, or check that they belong together.
 ///
@@ -38,16 +39,6 @@ pub(crate) struct Arguments {
     install_only: bool,
 }
 
-impl Arguments {
-    /// As `--check`, for CI.
-    pub(crate) fn check() -> Self {
-        Self {
-            check: true,
-            install_only: false,
-        }
-    }
-}
-
 /// The object and its record, and what the object depends on, from the repository's top.
 const OBJECT: &str = "xdp-ebpf/xsk_redirect.o";
 const RECORD: &str = "xdp-ebpf/xsk_redirect.toml";
@@ -65,7 +56,8 @@ const FLAGS: [&str; 1] = ["-Cdebuginfo=0"];
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let root = repository::root()?;
     if arguments.check {
-        return check(&root);
+        println!("{OBJECT}: {}", check(&root)?);
+        return Ok(());
     }
     let toolchain = Toolchain::find_or_install()?;
     if arguments.install_only {
@@ -83,24 +75,42 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// By what the committed object was found to be what its sources give.
+pub(crate) enum Checked {
+    /// It was built anew, and is equal byte for byte.
+    Bytes(Versions),
+    /// Sources, flags and object are those that were recorded; why no more could be told here.
+    Hashes(String),
+}
+
+impl fmt::Display for Checked {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(versions) => write!(formatter, "built anew by {versions}, equal byte for byte"),
+            Self::Hashes(reason) => {
+                write!(
+                    formatter,
+                    "checked by the hashes of its sources only, because {reason}"
+                )
+            }
+        }
+    }
+}
+
 /// Whether the committed object is what its sources give, as far as this machine can tell; says how far.
-fn check(root: &Path) -> Result<()> {
+pub(crate) fn check(root: &Path) -> Result<Checked> {
     let record = Record::read(&root.join(RECORD))?;
     record.check_hashes(root)?;
 
     let toolchain = match Toolchain::find() {
         Ok(toolchain) => toolchain,
-        Err(missing) => {
-            println!("{OBJECT}: checked by the hashes of its sources only, because {missing:#}");
-            return Ok(());
-        }
+        Err(missing) => return Ok(Checked::Hashes(format!("{missing:#}"))),
     };
     if record.toolchain != toolchain.versions {
-        println!(
-            "{OBJECT}: checked by the hashes of its sources only, because it was built by {}, and here is {}",
+        return Ok(Checked::Hashes(format!(
+            "it was built by {}, and here is {}",
             record.toolchain, toolchain.versions
-        );
-        return Ok(());
+        )));
     }
     let built = build(root, &toolchain)?;
     let committed = read(&root.join(OBJECT))?;
@@ -117,8 +127,7 @@ fn check(root: &Path) -> Result<()> {
             built.len(),
         );
     }
-    println!("{OBJECT}: built anew by {toolchain}, equal byte for byte");
-    Ok(())
+    Ok(Checked::Bytes(toolchain.versions))
 }
 
 /// Builds the program and returns the object. The build never sees the workspace's own target folder or
@@ -171,6 +180,6 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("{} cannot be read", path.display()))
 }
 
-fn write(path: &PathBuf, contents: &[u8]) -> Result<()> {
+fn write(path: &Path, contents: &[u8]) -> Result<()> {
     fs::write(path, contents).with_context(|| format!("{} cannot be written", path.display()))
 }

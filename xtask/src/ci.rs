@@ -27,9 +27,7 @@ const STEPS: [Step; 7] = [
     ("tidy", || done(tidy::run(&tidy::Arguments {}))),
     ("clippy", clippy),
     ("doc", documentation),
-    ("build-ebpf --check", || {
-        done(build_ebpf::run(&build_ebpf::Arguments::check()))
-    }),
+    ("build-ebpf --check", ebpf_object),
     ("policy example", policy_example),
     ("deny", deny),
 ];
@@ -123,6 +121,16 @@ fn documentation() -> Result<Outcome> {
     done(shell::run(&mut cargo))
 }
 
+/// Byte for byte where the recorded tool chain is installed; `.ci/run` installs it wherever apt has it.
+fn ebpf_object() -> Result<Outcome> {
+    let checked = build_ebpf::check(&repository::root()?)?;
+    println!("{checked}");
+    Ok(match checked {
+        build_ebpf::Checked::Bytes(_) => Outcome::Passed,
+        build_ebpf::Checked::Hashes(_) => Outcome::Partly(checked.to_string()),
+    })
+}
+
 /// The example of a policy that users start from, by the daemon's own validator.
 fn policy_example() -> Result<Outcome> {
     let root = repository::root()?;
@@ -160,22 +168,10 @@ fn deny() -> Result<Outcome> {
     }
     // The XDP program is a workspace of its own, held to the same rules.
     for manifest in ["Cargo.toml", "xdp-ebpf/program/Cargo.toml"] {
-        let check = [
-            "deny",
-            "--locked",
-            "--manifest-path",
-            manifest,
-            "check",
-            "--config",
-            "deny.toml",
-        ];
-        cargo(
-            &[
-                check.as_slice(),
-                &["--hide-inclusion-graph", "bans", "licenses", "sources"],
-            ]
-            .concat(),
-        )?;
+        let mut deny = repository::cargo()?;
+        deny.args(["deny", "--locked", "--manifest-path", manifest]);
+        deny.args(["check", "--hide-inclusion-graph", "bans", "licenses", "sources"]);
+        shell::run(&mut deny)?;
     }
     match shell::output(repository::cargo()?.args(["deny", "--locked", "fetch", "db"])) {
         Ok(_) => {

@@ -16,7 +16,9 @@ pub(crate) fn install(packages: &[&str], why: &str) -> Result<()> {
     }
     eprintln!("{why}: installing {list}");
     update();
-    let arguments = [&["install", "--yes", "--no-install-recommends"], packages].concat();
+    // rustc-web stands in the way of other packagings of Rust: whoever has one of these keeps it.
+    let install = ["install", "--yes", "--no-install-recommends", "--no-remove"];
+    let arguments = [install.as_slice(), packages].concat();
     apt_get(&arguments).with_context(|| format!("apt-get cannot install {list}"))
 }
 

@@ -15,8 +15,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::repository;
 
-/// Check the rules that the compiler does not know: who may depend on whom, which files may be unsafe, and
-/// how a source file begins.
+/// Check the rules that the compiler does not know: dependencies, unsafe files, source files.
 ///
 /// The rules:
 ///   - broker depends on client-lib (features wire and sys only) and xdp-ebpf; client-lib on no aya, no tokio

@@ -25,7 +25,7 @@ const BPF_LINKER_VERSION: &str = "0.13.0";
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", "rust-web-llvm"];
 /// What building bpf-linker against [`LLVM`] takes: the library with its headers, and a C++ library to link
 /// with.
-const LINKER_PACKAGES: [&str; 3] = ["llvm-22-dev", "libstdc++-12-dev", "gcc"];
+const LINKER_PACKAGES: [&str; 3] = ["llvm-22-dev", "g++", "zlib1g-dev"];
 
 /// A tool chain that is installed and answered when asked for its versions.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(super) struct Toolchain {
 /// What decides about the object's bytes, besides the sources and the flags.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(super) struct Versions {
+pub(crate) struct Versions {
     pub(super) rustc: String,
     pub(super) bpf_linker: String,
     pub(super) llvm: String,
