@@ -11,6 +11,7 @@ mod fixture_leaks;
 mod fixture_packets;
 mod fixture_users;
 mod fixture_world;
+mod grant_path;
 mod kernel_bind;
 mod kernel_probe;
 mod kernel_slots;
