@@ -107,7 +107,8 @@ impl Xsk {
     ///
     /// # Errors
     ///
-    /// [`Error::DeviceGone`] and whatever else an earlier batch ran into while it was dropped; [`Error::Corrupt`].
+    /// Whatever an earlier batch ran into while it was dropped; [`Error::Corrupt`]. That the device is gone shows when
+    /// something is sent, and in [`Self::wait`]: a loop that only receives calls that now and then, with a timeout of zero.
     #[inline]
     pub fn receive(&mut self, max: u32) -> Result<Received<'_>, Error> {
         self.upkeep()?;
