@@ -94,16 +94,15 @@ impl Chunks {
         }
     }
 
-    /// Takes back what owners have dropped.
+    /// Whether any chunk is owned outside.
     #[inline]
-    pub(crate) fn collect(&mut self) {
-        if self.owned_count > 0 {
-            self.collect_returned();
-        }
+    pub(crate) fn any_owned(&self) -> bool {
+        self.owned_count > 0
     }
 
+    /// Takes back what owners have dropped.
     #[cold]
-    fn collect_returned(&mut self) {
+    pub(crate) fn collect(&mut self) {
         let pool = Arc::clone(&self.pool);
         let bytes = u64::from(pool.umem().chunk_bytes());
         for chunk in pool.take_returned() {

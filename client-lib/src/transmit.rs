@@ -10,7 +10,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::{fmt, mem, slice};
+use std::{fmt, hint, mem, slice};
 
 use crate::cast;
 use crate::frame::{Frame, Unsent, UnsentReason};
@@ -26,6 +26,8 @@ pub struct Transmit<'x> {
     umem: NonNull<u8>,
     chunk_bytes: u64,
     limit: u64,
+    /// As many entries as there are free chunks, at most: whatever takes a chunk without sending it takes an entry off
+    /// the end. So one comparison tells that there is a frame to give.
     tx: TxRun,
 }
 
@@ -36,6 +38,10 @@ impl<'x> Transmit<'x> {
         let (memory, chunk_bytes) = (umem.memory().start(), u64::from(umem.chunk_bytes()));
         let free_count = xsk.chunks.free().len();
         let free_bottom = xsk.chunks.stack().as_mut_ptr();
+        let run = Run {
+            start: run.start,
+            count: run.count.min(cast::count(free_count)),
+        };
         Self {
             free_bottom,
             free_top: free_bottom.wrapping_add(free_count),
@@ -51,13 +57,18 @@ impl<'x> Transmit<'x> {
     /// umem no free chunk. Dropping it gives the chunk back.
     #[inline]
     pub fn next_frame(&mut self) -> Option<TxFrame<'_, 'x>> {
-        while self.free_top != self.free_bottom && self.tx.next != self.tx.end {
+        while self.tx.next != self.tx.end {
             self.free_top = self.free_top.wrapping_sub(1);
-            // SAFETY: between `free_bottom` and the top are the initialised entries of the free list.
+            // SAFETY: the free list has an entry for each TX entry that is left (see `tx`).
             let address = unsafe { self.free_top.read() } & !(self.chunk_bytes - 1);
-            if address < self.limit || self.xsk.chunks.admits(address, 1) {
-                return Some(TxFrame { batch: self, address });
+            if address >= self.limit {
+                hint::cold_path();
+                if !self.xsk.chunks.admits(address, 1) {
+                    self.tx.end = self.tx.end.wrapping_sub(1);
+                    continue;
+                }
             }
+            return Some(TxFrame { batch: self, address });
         }
         None
     }
@@ -138,6 +149,7 @@ impl TxFrame<'_, '_> {
     pub fn into_owned(self) -> Frame {
         self.batch.xsk.chunks.own(self.address);
         self.batch.limit = 0;
+        self.batch.tx.end = self.batch.tx.end.wrapping_sub(1);
         let pool = self.batch.xsk.chunks.pool().clone();
         let length = cast::count(cast::offset(self.batch.chunk_bytes));
         let frame = Frame::new(pool, self.address, length);

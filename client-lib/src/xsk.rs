@@ -107,7 +107,8 @@ impl Xsk {
     ///
     /// # Errors
     ///
-    /// [`Error::DeviceGone`] and whatever else an earlier batch ran into while it was dropped; [`Error::Corrupt`].
+    /// Whatever an earlier batch ran into while it was dropped; [`Error::Corrupt`]. That the device is gone shows when
+    /// something is sent, and in [`Self::wait`]: a loop that only receives calls that now and then, with a timeout of zero.
     #[inline]
     pub fn receive(&mut self, max: u32) -> Result<Received<'_>, Error> {
         self.upkeep()?;
@@ -179,11 +180,12 @@ impl Xsk {
             if self.rx.ready_run(1).map_err(|source| self.corrupt(source))?.count > 0 {
                 return Ok(true);
             }
-            let left = deadline.map_or(DEVICE_CHECK, |deadline| {
+            let longest = self.longest_pause();
+            let left = deadline.map_or(longest, |deadline| {
                 deadline.saturating_duration_since(Instant::now())
             });
             let pause =
-                Timespec::try_from(left.min(DEVICE_CHECK)).map_err(|_| self.failed("poll", Errno::INVAL))?;
+                Timespec::try_from(left.min(longest)).map_err(|_| self.failed("poll", Errno::INVAL))?;
             let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
             match rustix::event::poll(&mut fds, Some(&pause)) {
                 Ok(0) => self.check_device()?,
@@ -275,12 +277,27 @@ impl Xsk {
         }
     }
 
+    /// How long `wait` may sleep without looking. Completions and frames that come back from their owners do not wake
+    /// it, and a small umem may need just those to receive anything.
+    fn longest_pause(&self) -> Duration {
+        if self.kick_again {
+            Duration::from_millis(1)
+        } else if self.in_flight > 0 || self.chunks.any_owned() {
+            Duration::from_millis(10)
+        } else {
+            DEVICE_CHECK
+        }
+    }
+
     /// What is done before each batch: errors told, chunks collected, the kernel called again where it had no room.
     fn upkeep(&mut self) -> Result<(), Error> {
         if let Some(error) = self.deferred.take() {
             return Err(error);
         }
-        self.chunks.collect();
+        if self.chunks.any_owned() {
+            self.chunks.collect();
+            self.refill().map_err(|source| self.corrupt(source))?;
+        }
         if self.in_flight > 0 {
             self.reap().map_err(|source| self.corrupt(source))?;
         }
@@ -305,12 +322,11 @@ impl Xsk {
 
     /// Moves free chunks to the fill ring, as many as fit and are not kept for sending.
     fn refill(&mut self) -> Result<(), CorruptRing> {
-        let free = self.chunks.free().len();
-        let wanted = u32::try_from(free.saturating_sub(self.reserve)).unwrap_or(u32::MAX);
-        let room = self.fill.room(wanted)? as usize;
-        let produced = self.fill.produce(&self.chunks.free()[free - room..])?;
-        debug_assert_eq!(produced, room, "room was just seen");
-        self.chunks.set_free_count(free - room);
+        let free = self.chunks.free();
+        if let Some(usable) = free.get(self.reserve..) {
+            let left = free.len() - self.fill.produce_last(usable)?;
+            self.chunks.set_free_count(left);
+        }
         Ok(())
     }
 
@@ -344,8 +360,16 @@ impl Xsk {
             return Ok(());
         }
         for _ in 0..=self.in_flight / KICK_FRAMES {
+            // A full batch of the kernel's ends with EAGAIN, whether there is more or not.
+            if self.tx.is_drained() {
+                self.kick_again = false;
+                return Ok(());
+            }
             match rustix::net::send(&self.socket, &[], SendFlags::DONTWAIT) {
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    self.kick_again = false;
+                    return Ok(());
+                }
                 // More than it sends at once; or no room for completions or in the socket's send buffer.
                 Err(Errno::AGAIN) => self.kick_again = true,
                 // The device has no room, or is down for now: the frames wait in the ring.

@@ -85,6 +85,17 @@ impl<I: SharedIndex> Producer<I> {
         Ok(if count < *wanted.start() { 0 } else { count })
     }
 
+    /// Whether the consumer has taken all that was published, as far as it has told.
+    #[inline]
+    pub fn is_drained(&mut self) -> bool {
+        let peer = self.peer_shared.load();
+        // A value that cannot be right is not kept.
+        if let Ok(0) = distance(self.own, self.own, peer, self.size) {
+            self.peer = peer;
+        }
+        self.own == self.peer
+    }
+
     /// The next entry to write; mask it with the ring's size.
     #[inline]
     pub fn index(&self) -> u32 {

@@ -127,34 +127,52 @@ impl<D: Entry> RingMap<D> {
         unsafe { entry.read_volatile() }
     }
 
-    /// Writes an entry. The caller's cursor says that the kernel does not read it yet.
+    /// Writes an entry. The caller's cursor says that the kernel does not read it yet, not before it is published.
     #[inline]
     pub(super) fn write(&mut self, index: u32, value: D) {
         let entry = self.entry(index);
         // SAFETY: `entry` is inside the mapping and aligned, and `&mut self` keeps other writers of ours away.
-        unsafe { entry.write_volatile(value) };
+        unsafe { entry.write(value) };
     }
 
     /// Writes entries from `index` on, around the end if need be. No more than the ring has.
+    #[inline]
     pub(super) fn write_all(&mut self, index: u32, values: &[D]) {
-        let (first, second) = values.split_at(values.len().min(self.until_end(index)));
-        for (index, values) in [(index, first), (0, second)] {
-            let count = values.len().min(self.until_end(index));
-            // SAFETY: `count` entries from a masked index on lie within the mapping (`until_end`) and within
-            // `values`; a slice of ours and a mapping of the kernel's do not overlap.
-            unsafe { ptr::copy_nonoverlapping(values.as_ptr(), self.entry(index).as_ptr(), count) };
+        let run = self.until_end(index);
+        if values.len() <= run {
+            return self.write_run(index, values);
         }
+        let (first, second) = values.split_at(run);
+        self.write_run(index, first);
+        self.write_run(0, second);
+    }
+
+    #[inline]
+    fn write_run(&mut self, index: u32, values: &[D]) {
+        let count = values.len().min(self.until_end(index));
+        // SAFETY: `count` entries from a masked index on lie within the mapping (`until_end`) and within `values`; a
+        // slice of ours and a mapping of the kernel's do not overlap.
+        unsafe { ptr::copy_nonoverlapping(values.as_ptr(), self.entry(index).as_ptr(), count) };
     }
 
     /// Reads entries from `index` on, around the end if need be. No more than the ring has.
+    #[inline]
     pub(super) fn read_all(&self, index: u32, values: &mut [D]) {
-        let (first, second) = values.split_at_mut(values.len().min(self.until_end(index)));
-        for (index, values) in [(index, first), (0, second)] {
-            let count = values.len().min(self.until_end(index));
-            // SAFETY: as in `write_all`. Each entry is read once, and any bits are a valid integer; the copy is ours
-            // alone afterwards.
-            unsafe { ptr::copy_nonoverlapping(self.entry(index).as_ptr(), values.as_mut_ptr(), count) };
+        let run = self.until_end(index);
+        if values.len() <= run {
+            return self.read_run(index, values);
         }
+        let (first, second) = values.split_at_mut(run);
+        self.read_run(index, first);
+        self.read_run(0, second);
+    }
+
+    #[inline]
+    fn read_run(&self, index: u32, values: &mut [D]) {
+        let count = values.len().min(self.until_end(index));
+        // SAFETY: as in `write_run`. Each entry is read once, and any bits are a valid integer; the copy is ours alone
+        // afterwards.
+        unsafe { ptr::copy_nonoverlapping(self.entry(index).as_ptr(), values.as_mut_ptr(), count) };
     }
 
     /// Up to `count` entries from `index` on that lie one after another.

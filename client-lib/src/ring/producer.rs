@@ -92,13 +92,23 @@ impl<D: Entry> ProducerRing<D> {
         Ok(written)
     }
 
-    /// How many entries, up to `wanted`, could be produced now.
+    /// As [`Self::produce`], but from the end of `values`: for a stack whose top is taken.
     ///
     /// # Errors
     ///
-    /// The ring is corrupt.
-    pub fn room(&mut self, wanted: u32) -> Result<u32, CorruptRing> {
-        self.cursor.reserve(0..=wanted)
+    /// The ring is corrupt; nothing was written.
+    #[inline]
+    pub fn produce_last(&mut self, values: &[D]) -> Result<usize, CorruptRing> {
+        let wanted = u32::try_from(values.len()).unwrap_or(u32::MAX);
+        let count = self.cursor.reserve(0..=wanted)?;
+        let written = (count as usize).min(values.len());
+        if written > 0 {
+            self.map
+                .write_all(self.cursor.index(), &values[values.len() - written..]);
+            self.cursor.advance(count);
+            self.cursor.publish();
+        }
+        Ok(written)
     }
 
     /// Whether the kernel is to be called after what was published. Costs a full fence: ask once a batch.
@@ -110,6 +120,12 @@ impl<D: Entry> ProducerRing<D> {
     /// Its size in entries.
     pub fn size(&self) -> u32 {
         self.map.size()
+    }
+
+    /// Whether the kernel has taken everything.
+    #[inline]
+    pub(crate) fn is_drained(&mut self) -> bool {
+        self.cursor.is_drained()
     }
 
     /// Up to `max` free entries that lie one after another, to be written by pointer and then counted by `advance`.
