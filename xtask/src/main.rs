@@ -3,9 +3,12 @@
 //! This file only dispatches. Each command is a file of its own: its arguments, its help, and a `run`. To add
 //! one, write the file, name it here as a module and as a variant of [`Command`].
 
+mod artifacts;
 mod build_ebpf;
 mod ci;
 mod debian;
+mod demo;
+mod machine;
 mod repository;
 mod shell;
 mod test;
@@ -17,7 +20,7 @@ use clap::{Parser, Subcommand};
 
 /// The project's own commands: one for each thing that a developer, or CI, does with this repository.
 ///
-/// Start with `cargo xtask test`. No command needs to be run as root: what needs root goes through sudo, and
+/// Start with `cargo xtask demo`. No command needs to be run as root: what needs root goes through sudo, and
 /// says so.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
@@ -28,18 +31,20 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    BuildEbpf(build_ebpf::Arguments),
+    Demo(demo::Arguments),
     Test(test::Arguments),
     Tidy(tidy::Arguments),
     Ci(ci::Arguments),
+    BuildEbpf(build_ebpf::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
-        Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
+        Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,20 +3,18 @@
 //! **Invariants**: whatever is compiled is compiled as the invoking user, so that no root-owned file ends up
 //! in the target folder; and a test that did not run is named with its reason, never silently absent.
 
-mod artifacts;
-mod machine;
 mod report;
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 
+use crate::artifacts::{Programs, TestBinary};
+use crate::machine::Machine;
 use crate::{repository, shell};
-use artifacts::{Artifacts, TestBinary};
-use machine::Machine;
 use report::{Report, Suite};
 
 /// Run all tests, and say which ran, which failed, and which were skipped and why.
@@ -55,17 +53,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let root = repository::root()?;
     let filter = arguments.filter.as_deref();
     let machine = Machine::prepare(arguments.without_root)?;
-    let artifacts = Artifacts::build()?;
+    let programs = Programs::build()?;
+    let tests = TestBinary::build_all()?;
 
     let mut report = Report::default();
-    for test in &artifacts.tests {
+    for test in &tests {
         let suite = Suite::new(&test.package, &test.target);
         if !ROOT_TESTS.contains(&(test.package.as_str(), test.target.as_str())) {
             report.run(suite, &mut as_user(test, filter))?;
-        } else if let Some(reason) = &machine.no_root_tests {
+        } else if let Some(reason) = &machine.unfit {
             report.skip(suite, reason);
         } else {
-            report.run(suite, &mut with_root(test, filter, &artifacts, &root)?)?;
+            report.run(suite, &mut with_root(test, filter, &programs, &root)?)?;
         }
     }
     report.run(
@@ -80,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if report.failed() {
         bail!("tests failed");
     }
-    if repository::in_ci() && machine.no_root_tests.is_some() {
+    if repository::in_ci() && machine.unfit.is_some() {
         bail!("in CI the tests that need root must run");
     }
     Ok(())
@@ -96,15 +95,12 @@ fn as_user(test: &TestBinary, filter: Option<&str>) -> Command {
 }
 
 /// The finished test binary as root, told where the other finished binaries are.
-fn with_root(test: &TestBinary, filter: Option<&str>, artifacts: &Artifacts, root: &Path) -> Result<Command> {
+fn with_root(test: &TestBinary, filter: Option<&str>, programs: &Programs, root: &Path) -> Result<Command> {
     // `env` rather than Command::env: sudo would drop the variables.
     let mut command = shell::as_root("env")?;
     command.current_dir(&test.folder);
-    let variable = |name: &str, value: PathBuf| format!("{name}={}", value.display());
-    command.arg(variable("CARGO_MANIFEST_DIR", test.folder.clone()));
-    command.arg(variable("XSK_E2E_BROKER", artifacts.broker.clone()));
-    command.arg(variable("XSK_E2E_CLIENT_DIR", artifacts.examples.clone()));
-    command.arg(variable("XSK_E2E_PAPERS", root.to_owned()));
+    command.arg(format!("CARGO_MANIFEST_DIR={}", test.folder.display()));
+    command.args(programs.variables(root));
     for name in PASSED_TO_ROOT {
         if let Ok(value) = env::var(name) {
             command.arg(format!("{name}={value}"));

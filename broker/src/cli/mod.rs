@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::error::chain;
 use exit::Exit;
 
 /// Hands AF_XDP sockets to unprivileged processes: by policy, per queue.
@@ -67,7 +68,7 @@ pub fn main() -> ExitCode {
 /// Says what went wrong, if anything, and how the command ends.
 fn report(result: anyhow::Result<Exit>) -> Exit {
     result.unwrap_or_else(|error| {
-        eprintln!("xsk-broker: {error:#}");
+        eprintln!("xsk-broker: {}", chain(error.as_ref()));
         exit::of_error(&error)
     })
 }

@@ -14,6 +14,7 @@ use super::user::User;
 use crate::audit::{Audit, Event, Line};
 use crate::charge::Accounts;
 use crate::engine::{self, Parts};
+use crate::error::chain;
 use crate::kernel::netlink::LinkEvents;
 use crate::kernel::pins::PinDirectory;
 use crate::policy::{Ownership, Policy};
@@ -67,11 +68,11 @@ pub fn run(args: &ServeArgs) -> Exit {
     match serve(args) {
         Ok(()) => Exit::Ok,
         Err(Failed::Setup(error)) => {
-            eprintln!("xsk-broker: {error:#}");
+            eprintln!("xsk-broker: {}", chain(error.as_ref()));
             Exit::Config
         }
         Err(Failed::Serving(error)) => {
-            eprintln!("xsk-broker: {error:#}");
+            eprintln!("xsk-broker: {}", chain(error.as_ref()));
             Exit::Failed
         }
     }

@@ -1,6 +1,6 @@
-//! What the tests run: cargo builds it, and says in JSON where each binary is.
+//! What demo and tests run: cargo builds it, and says in JSON where each binary is.
 //!
-//! The test binaries are run by us and not by `cargo test`, because some of them go through sudo.
+//! The binaries are run by us and not by cargo, because some of them go through sudo.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,20 +10,21 @@ use serde::Deserialize;
 
 use crate::repository;
 
-pub(super) struct Artifacts {
-    pub(super) tests: Vec<TestBinary>,
-    pub(super) broker: PathBuf,
+/// The programs of this repository, built.
+pub(crate) struct Programs {
+    pub(crate) broker: PathBuf,
+    pub(crate) demo: PathBuf,
     /// The folder with the client library's built examples.
-    pub(super) examples: PathBuf,
+    pub(crate) examples: PathBuf,
 }
 
 /// One built test harness.
-pub(super) struct TestBinary {
-    pub(super) package: String,
-    pub(super) target: String,
-    pub(super) executable: PathBuf,
+pub(crate) struct TestBinary {
+    pub(crate) package: String,
+    pub(crate) target: String,
+    pub(crate) executable: PathBuf,
     /// The package's folder, in which cargo runs its tests.
-    pub(super) folder: PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
 /// The part that matters here of the messages that `cargo build --message-format=json` prints, one a line.
@@ -47,27 +48,38 @@ struct Profile {
     test: bool,
 }
 
-impl Artifacts {
-    pub(super) fn build() -> Result<Self> {
+impl Programs {
+    pub(crate) fn build() -> Result<Self> {
         let programs = messages(&["build", "--workspace", "--locked", "--bins", "--examples"])?;
-        let broker = executable(&programs, "bin", "xsk-broker")?;
         let echo = executable(&programs, "example", "echo")?;
-        let examples = echo
-            .parent()
-            .map(Path::to_owned)
-            .context("an example has no folder")?;
-
-        let tests = messages(&["test", "--workspace", "--locked", "--no-run"])?;
-        let tests = tests.into_iter().filter_map(TestBinary::from_message).collect();
         Ok(Self {
-            tests,
-            broker,
-            examples,
+            broker: executable(&programs, "bin", "xsk-broker")?,
+            demo: executable(&programs, "bin", "demo")?,
+            examples: echo
+                .parent()
+                .map(Path::to_owned)
+                .context("an example has no folder")?,
         })
+    }
+
+    /// Where they are, as `NAME=VALUE` for `env`: sudo would drop variables that are only set.
+    pub(crate) fn variables(&self, papers: &Path) -> [String; 3] {
+        let variable = |name: &str, value: &Path| format!("{name}={}", value.display());
+        [
+            variable("XSK_E2E_BROKER", &self.broker),
+            variable("XSK_E2E_CLIENT_DIR", &self.examples),
+            variable("XSK_E2E_PAPERS", papers),
+        ]
     }
 }
 
 impl TestBinary {
+    /// Builds all tests of the workspace.
+    pub(crate) fn build_all() -> Result<Vec<Self>> {
+        let tests = messages(&["test", "--workspace", "--locked", "--no-run"])?;
+        Ok(tests.into_iter().filter_map(Self::from_message).collect())
+    }
+
     fn from_message(message: Message) -> Option<Self> {
         let folder = message.manifest_path?.parent()?.to_owned();
         let package = package_name(&folder);

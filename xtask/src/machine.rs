@@ -1,4 +1,4 @@
-//! What this machine can do for the tests: found out by trying, completed where that is possible.
+//! What this machine can do for demo and tests: found out by trying, completed where that is possible.
 
 use std::fs;
 
@@ -10,24 +10,24 @@ use rustix::process::geteuid;
 use crate::{debian, shell};
 
 /// A machine that was looked at and completed.
-pub(super) struct Machine {
-    /// Why the tests that need root cannot run, if they cannot.
-    pub(super) no_root_tests: Option<String>,
+pub(crate) struct Machine {
+    /// Why what needs root and AF_XDP cannot run, if it cannot.
+    pub(crate) unfit: Option<String>,
 }
 
 impl Machine {
     /// Looks at kernel and tools before anything is built: what is missing should not show after minutes.
-    pub(super) fn prepare(without_root: bool) -> Result<Self> {
-        let no_root_tests = if without_root {
+    pub(crate) fn prepare(without_root: bool) -> Result<Self> {
+        let unfit = if without_root {
             Some("--without-root was given".to_owned())
         } else {
             missing_rights().or_else(missing_in_kernel)
         };
         // The Python client that the papers show is run by a test.
-        if no_root_tests.is_none() && shell::find("python3").is_none() {
+        if unfit.is_none() && shell::find("python3").is_none() {
             debian::install(&["python3"], "one test runs the Python client of the papers")?;
         }
-        Ok(Self { no_root_tests })
+        Ok(Self { unfit })
     }
 }
 
@@ -36,7 +36,7 @@ fn missing_rights() -> Option<String> {
     if geteuid().is_root() {
         return None;
     }
-    eprintln!("the tests on the real kernel need root: asking sudo");
+    eprintln!("network namespaces and AF_XDP need root: asking sudo");
     match shell::as_root("true").and_then(|mut command| shell::run(&mut command)) {
         Ok(()) => None,
         Err(error) => Some(format!("they need root, and {error:#}")),
