@@ -59,6 +59,10 @@ pub enum Failure {
 
 impl Failure {
     /// A failed system call on an object.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers pass what they have at hand, a path's display for one"
+    )]
     pub fn kernel(call: &'static str, object: impl ToString, source: impl Into<io::Error>) -> Self {
         Self::Kernel {
             call,

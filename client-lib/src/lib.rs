@@ -10,6 +10,11 @@
 
 #![warn(missing_docs)]
 
+/// The README's examples compile.
+#[cfg(all(doctest, feature = "datapath"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 #[cfg(all(feature = "wire", feature = "sys"))]
 mod call_error;
 #[cfg(feature = "datapath")]

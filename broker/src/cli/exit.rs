@@ -53,9 +53,8 @@ pub fn of_error(error: &anyhow::Error) -> Exit {
         Some(CallError::Service { source, .. }) if matches!(**source, ServiceError::PermissionDenied {}) => {
             Exit::Denied
         }
-        Some(_) => Exit::Failed,
         None if error.is::<PolicyError>() => Exit::Config,
-        None => Exit::Failed,
+        Some(_) | None => Exit::Failed,
     }
 }
 

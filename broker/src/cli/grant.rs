@@ -10,7 +10,7 @@ use rustix::process::{Gid, Uid};
 use xsk_client::wire::{Acquire, RingSizes, SocketKind, Target};
 
 use super::exit::Exit;
-use super::output::Sockets;
+use super::output::BrokerSocket;
 use super::user::User;
 
 /// The first fd that is passed on (sd_listen_fds(3), SD_LISTEN_FDS_START).
@@ -43,7 +43,7 @@ pub struct GrantArgs {
     label: Option<String>,
 
     #[command(flatten)]
-    sockets: Sockets,
+    broker: BrokerSocket,
 
     /// What to run
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -65,7 +65,7 @@ pub fn run(args: GrantArgs) -> anyhow::Result<Exit> {
     }
 
     // The connection is closed by exec: a lease lives as long as the process, not the connection.
-    let mut broker = args.sockets.connect()?;
+    let mut broker = args.broker.connect()?;
     let Target { interface, queues } = args.target;
     let request = Acquire {
         interface,
@@ -93,7 +93,7 @@ pub fn run(args: GrantArgs) -> anyhow::Result<Exit> {
         .env("LISTEN_PID", std::process::id().to_string())
         .env("LISTEN_FDNAMES", names.join(":"))
         .env("XSK_LEASE", serde_json::to_string(&lease)?)
-        .env("XSK_BROKER_SOCKET", &args.sockets.socket)
+        .env("XSK_BROKER_SOCKET", &args.broker.socket)
         .fd_mappings(mappings)?;
     let error = command.exec();
     Err(error).with_context(|| format!("cannot run {}", program.display()))

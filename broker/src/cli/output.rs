@@ -10,19 +10,15 @@ use serde_json::value::RawValue;
 use xsk_client::wire::{DEFAULT_CONTROL_SOCKET, DEFAULT_SOCKET};
 use xsk_client::{Broker, CallError};
 
-/// Where the broker listens.
+/// Where the broker listens for everybody.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Sockets {
+pub struct BrokerSocket {
     /// The broker's socket
     #[arg(long, value_name = "PATH", env = "XSK_BROKER_SOCKET", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
-
-    /// The broker's socket for operators
-    #[arg(long, value_name = "PATH", env = "XSK_BROKER_CONTROL_SOCKET", default_value = DEFAULT_CONTROL_SOCKET)]
-    pub control_socket: PathBuf,
 }
 
-impl Sockets {
+impl BrokerSocket {
     /// Connects as anybody.
     ///
     /// # Errors
@@ -31,7 +27,20 @@ impl Sockets {
     pub fn connect(&self) -> Result<Broker, CallError> {
         Broker::connect_to(&self.socket)
     }
+}
 
+/// Where the broker listens.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Sockets {
+    #[command(flatten)]
+    broker: BrokerSocket,
+
+    /// The broker's socket for operators
+    #[arg(long, value_name = "PATH", env = "XSK_BROKER_CONTROL_SOCKET", default_value = DEFAULT_CONTROL_SOCKET)]
+    control_socket: PathBuf,
+}
+
+impl Sockets {
     /// Connects as an operator.
     ///
     /// # Errors
@@ -47,7 +56,7 @@ impl Sockets {
     ///
     /// [`CallError::Connect`].
     pub fn connect_for_most(&self) -> Result<Broker, CallError> {
-        self.connect_as_operator().or_else(|_| self.connect())
+        self.connect_as_operator().or_else(|_| self.broker.connect())
     }
 }
 

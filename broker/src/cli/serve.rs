@@ -22,12 +22,15 @@ use crate::privileges::{self, Account};
 use crate::report::Scope;
 use crate::server::{self, Listener};
 
-/// Runs the broker in the foreground; a service manager restarts it and keeps its log.
+/// Run the broker in the foreground; a service manager restarts it and keeps its log.
 ///
 /// Started by root, it ends as the user of --user with four capabilities permitted and none effective. The audit log,
 /// one JSON object a line, goes to standard output, other messages to standard error (RUST_LOG sets how many).
 ///
-/// SIGTERM and SIGINT end it in order: leases end, XDP programs are detached, nothing is left behind.
+/// SIGTERM and SIGINT end it in order: leases end, XDP programs are detached. After a crash holders go on receiving,
+/// until the next broker starts and takes down what was left.
+///
+/// Example: xsk-broker serve --policy /etc/xsk-broker/policy.toml --user xsk-broker
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
     /// The policy; `policy.d/*.toml` beside it are read too, in the order of their names

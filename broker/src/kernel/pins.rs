@@ -19,7 +19,7 @@ use crate::error::Failure;
 use crate::privileges::Account;
 
 /// BPF_FS_MAGIC, include/uapi/linux/magic.h.
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+const BPF_FS_MAGIC: rustix::fs::FsWord = 0xcafe_4a11;
 
 /// The open directory.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl PinDirectory {
         let directory = open(path, flags, Mode::empty()).map_err(|source| failed("open", source.into()))?;
         let file_system =
             rustix::fs::fstatfs(&directory).map_err(|source| failed("fstatfs", source.into()))?;
-        if i64::from(file_system.f_type) != BPF_FS_MAGIC {
+        if file_system.f_type != BPF_FS_MAGIC {
             return Err(PinDirectoryError::NoBpffs(path.to_owned()));
         }
         let owner = fs::File::from(directory.try_clone().map_err(|source| failed("dup", source))?)
