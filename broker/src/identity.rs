@@ -113,8 +113,7 @@ impl Process {
         let now = boot_ticks();
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| IdentityError::Gone)?;
         let process = Self::new(pid, pidfd)?;
-        let owner = std::fs::metadata(format!("/proc/{}", process.pid)).map_err(|_| IdentityError::Gone)?;
-        let same_user = std::os::unix::fs::MetadataExt::uid(&owner) == uid || uid == 0;
+        let same_user = effective_uid(process.pid)? == uid;
         if !same_user || process.start_ticks > now || hung_up(socket) || process.has_exited() {
             return Err(IdentityError::Gone);
         }
@@ -187,6 +186,15 @@ fn hung_up(socket: BorrowedFd<'_>) -> bool {
             fd.revents()
                 .intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
         })
+}
+
+/// The second number of the line Uid of /proc/PID/status (proc_pid_status(5)). The owner of /proc/PID itself is root
+/// for a process that has changed its uid.
+fn effective_uid(pid: u32) -> Result<u32, IdentityError> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| IdentityError::Gone)?;
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    uids.and_then(|uids| uids.split_whitespace().nth(1)?.parse().ok())
+        .ok_or(IdentityError::Gone)
 }
 
 /// Field 22 of /proc/PID/stat (proc_pid_stat(5)): when the process started, in clock ticks since boot.

@@ -204,24 +204,26 @@ impl Reservation {
 #[derive(Debug)]
 struct Hold {
     holds: Holds,
-    id: LeaseId,
+    queues: Vec<(u32, u32)>,
 }
 
 impl Hold {
     fn take(holds: &Holds, id: LeaseId, device: &Device, terms: &Terms) -> Self {
-        holds
-            .borrow_mut()
-            .extend(terms.queues().iter().map(|queue| ((device.index, queue), id)));
+        let queues: Vec<_> = terms.queues().iter().map(|queue| (device.index, queue)).collect();
+        holds.borrow_mut().extend(queues.iter().map(|queue| (*queue, id)));
         Self {
             holds: Rc::clone(holds),
-            id,
+            queues,
         }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.holds.borrow_mut().retain(|_, id| *id != self.id);
+        let mut holds = self.holds.borrow_mut();
+        for queue in &self.queues {
+            holds.remove(queue);
+        }
     }
 }
 

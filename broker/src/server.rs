@@ -22,7 +22,7 @@ use crate::end;
 use crate::engine::{Engine, EngineHandle, Running};
 use crate::error::{Failure, chain};
 use crate::identity::Peer;
-use crate::kernel::netlink::{LinkEvent, LinkEvents, device_exists};
+use crate::kernel::netlink::{LinkEvent, LinkEvents, link_of};
 use crate::kernel::peer::refuse_passed_fds;
 use crate::kernel::readable::Readable;
 use crate::report::Scope;
@@ -202,7 +202,7 @@ fn heed(engine: &mut Engine, event: LinkEvent) {
         LinkEvent::Gone(index) => end::device_gone(engine, index),
         LinkEvent::Lost => {
             let known: Vec<u32> = engine.redirects.keys().copied().collect();
-            for index in known.into_iter().filter(|index| !device_exists(*index)) {
+            for index in known.into_iter().filter(|index| link_of(*index).is_err()) {
                 end::device_gone(engine, index);
             }
         }

@@ -42,6 +42,21 @@ pub fn link(interface: &InterfaceName) -> io::Result<Link> {
     question
         .attributes
         .push(LinkAttribute::IfName(interface.to_string()));
+    one_link(question)
+}
+
+/// Looks a device up by its index, in this network namespace.
+///
+/// # Errors
+///
+/// ENODEV where there is none.
+pub fn link_of(index: u32) -> io::Result<Link> {
+    let mut question = LinkMessage::default();
+    question.header.index = index;
+    one_link(question)
+}
+
+fn one_link(question: LinkMessage) -> io::Result<Link> {
     let answers = ask(RouteNetlinkMessage::GetLink(question), NLM_F_REQUEST | NLM_F_ACK)?;
     let link = answers.into_iter().find_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(link) => Some(link),
@@ -70,13 +85,6 @@ pub fn device_names() -> io::Result<Vec<InterfaceName>> {
         _ => None,
     });
     Ok(names.collect())
-}
-
-/// Whether there is a device of this index in this network namespace.
-pub fn device_exists(index: u32) -> bool {
-    let mut question = LinkMessage::default();
-    question.header.index = index;
-    ask(RouteNetlinkMessage::GetLink(question), NLM_F_REQUEST | NLM_F_ACK).is_ok()
 }
 
 fn read_link(message: &LinkMessage) -> Link {

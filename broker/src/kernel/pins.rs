@@ -12,14 +12,19 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags, open, unlinkat};
 
+use super::netlink::link_of;
 use crate::error::Failure;
 use crate::privileges::Account;
 
 /// BPF_FS_MAGIC, include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: rustix::fs::FsWord = 0xcafe_4a11;
+
+/// What the names of pinned links begin with; the device's index follows. bpffs takes no dots.
+const LINK: &str = "link-";
 
 /// The open directory.
 #[derive(Debug)]
@@ -101,15 +106,19 @@ impl PinDirectory {
     ///
     /// What readdir and unlink say.
     pub fn remove_leftovers(&self) -> Result<Vec<String>, Failure> {
-        let entries = fs::read_dir(&self.path)
-            .map_err(|source| Failure::kernel("readdir", self.path.display(), source))?;
+        let failed = |call, source: io::Error| Failure::kernel(call, self.path.display(), source);
         let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|source| Failure::kernel("readdir", self.path.display(), source))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            self.remove(&name)
-                .map_err(|source| Failure::kernel("unlink", entry.path().display(), source))?;
+        for entry in fs::read_dir(&self.path).map_err(|source| failed("readdir", source))? {
+            let name = entry.map_err(|source| failed("readdir", source))?.file_name();
+            let name = name.to_string_lossy().into_owned();
+            self.remove(&name).map_err(|source| failed("unlink", source))?;
             names.push(name);
+        }
+        for index in names
+            .iter()
+            .filter_map(|name| name.strip_prefix(LINK)?.parse().ok())
+        {
+            wait_until_detached(index);
         }
         Ok(names)
     }
@@ -119,8 +128,27 @@ impl PinDirectory {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()))
     }
 
+    /// The name under which the link to a device's program is pinned.
+    pub fn link_name(index: u32) -> String {
+        format!("{LINK}{index}")
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         Ok(unlinkat(&self.directory, name, AtFlags::empty())?)
+    }
+}
+
+/// The kernel detaches a program whose link was unpinned from a work queue (`bpf_link_put`, kernel/bpf/syscall.c):
+/// until then it would look like a foreign one. Where it takes longer than this, it is told so when it matters.
+fn wait_until_detached(index: u32) {
+    const LOOKS: u32 = 100;
+    const PAUSE: Duration = Duration::from_millis(10);
+
+    for _ in 0..LOOKS {
+        if !link_of(index).is_ok_and(|link| link.xdp.is_some()) {
+            return;
+        }
+        std::thread::sleep(PAUSE);
     }
 }
 

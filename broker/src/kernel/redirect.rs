@@ -161,7 +161,7 @@ impl Attached {
             .map_err(|source| xdp_failure("open xsks_map", &device.name, source))?;
         let counters = PerCpuArray::try_from(map(xdp_ebpf::QUEUE_COUNTERS)?)
             .map_err(|source| xdp_failure("open queue_counters", &device.name, source))?;
-        let name = format!("link-{}", device.index);
+        let name = PinDirectory::link_name(device.index);
         let link = link
             .pin(pins.path_for(&name))
             .map_err(|source| xdp_failure("pin the link", &device.name, source))?;
