@@ -78,8 +78,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        // Transparent wrappers repeat what they wrap.
-        if !text.ends_with(&cause_text) {
+        // Many messages say their cause themselves.
+        if !text.contains(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
         }

@@ -1,5 +1,6 @@
 //! The exit codes, in one table (sysexits.h where it has a word for it).
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use xsk_client::CallError;
@@ -34,7 +35,7 @@ Exit codes:
    2  wrong usage
   69  the broker cannot be reached
   75  a queue is busy or a quota used up; later it may work
-  77  denied by the policy
+  77  denied: by the policy, or by the mode of the socket
   78  the policy or the set-up of this machine is wrong";
 
 impl From<Exit> for ExitCode {
@@ -46,6 +47,7 @@ impl From<Exit> for ExitCode {
 /// What an error means for the exit code.
 pub fn of_error(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<CallError>() {
+        Some(CallError::Connect { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Exit::Denied,
         Some(CallError::Connect { .. } | CallError::Connection { .. } | CallError::Timeout { .. }) => {
             Exit::Unreachable
         }
