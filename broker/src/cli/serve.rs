@@ -173,6 +173,10 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     )
     .context("cannot raise RLIMIT_NOFILE")?;
 
+    // aya probes the kernel once, and finds less with less: a program's name, for one, takes CAP_PERFMON to probe.
+    let features = aya::features();
+    tracing::debug!(?features, "what aya found in the kernel");
+
     // 7. Give root up, for good.
     privileges::drop_to(account)?;
 
