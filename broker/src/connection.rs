@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use sendfd::SendWithFd;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -63,8 +64,10 @@ enum Closed {
     ReplyDeadline,
     #[error(transparent)]
     Framing(#[from] FramingError),
-    #[error("not a call: {0}")]
+    #[error("not JSON: {0}")]
     Malformed(#[from] serde_json::Error),
+    #[error("not a JSON object")]
+    NotAnObject,
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -88,7 +91,14 @@ impl Connection {
     async fn serve_requests(&mut self) -> Result<(), Closed> {
         let mut buffer = MessageBuffer::new(MAX_MESSAGE_BYTES);
         while let Some(message) = self.next_message(&mut buffer).await? {
-            let call: Call<'_> = wire::object(&mut serde_json::Deserializer::from_slice(&message))?;
+            let call = match read_call(&message) {
+                Ok(call) => call,
+                Err(NoCall::Wrong(error)) => {
+                    self.send(&encode(&error)?).await?;
+                    continue;
+                }
+                Err(NoCall::Malformed(closed)) => return Err(closed),
+            };
             let answer = self.answer(&call).await;
             if call.oneway {
                 // A grant that nobody wants to hear of ends here.
@@ -112,6 +122,10 @@ impl Connection {
             }
             if !buffer.is_empty() && deadline.is_none() {
                 deadline = Some(Instant::now() + DEADLINE);
+            }
+            // A sender that never pauses would keep the time-out below from being looked at.
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(Closed::RequestDeadline);
             }
             let ready = self.stream.readable();
             match deadline {
@@ -372,6 +386,28 @@ async fn watch_holder(pidfd: Readable, lease: LeaseId, ended: oneshot::Receiver<
         // A pidfd is readable once its process has exited, and an error here means that it cannot be watched.
         _ = pidfd.ready() => engine.post(move |engine| end::end(engine, lease, Reason::HolderExited)),
     }
+}
+
+/// Why a message is no call.
+enum NoCall {
+    /// An object with wrong members: its sender may want to know which.
+    Wrong(BrokerError),
+    /// No JSON object at all: whoever sends that does not speak the protocol.
+    Malformed(Closed),
+}
+
+fn read_call(message: &[u8]) -> Result<Call<'_>, NoCall> {
+    // The whole message first, to its last byte, and without recursion, however deep it is.
+    let whole: &RawValue =
+        serde_json::from_slice(message).map_err(|error| NoCall::Malformed(Closed::Malformed(error)))?;
+    if !whole.get().starts_with('{') {
+        return Err(NoCall::Malformed(Closed::NotAnObject));
+    }
+    wire::object(&mut serde_json::Deserializer::from_str(whole.get())).map_err(|error| {
+        NoCall::Wrong(BrokerError::InvalidRequest {
+            message: format!("not a call: {error}"),
+        })
+    })
 }
 
 /// `org.varlink.service`.
