@@ -15,9 +15,21 @@ mod grant_path;
 mod kernel_bind;
 mod kernel_probe;
 mod kernel_slots;
+mod papers_python;
+mod scene;
+mod varlink_file;
+mod wire_fds;
+mod wire_framing;
+mod wire_limits;
+mod wire_strangers;
+mod wire_varlink;
+mod wire_wrong;
+mod wire_zlink;
 
 e2e::bodies![
     fixture_users::report_status,
     fixture_users::sleep_long,
     fixture_world::world_with_a_holder,
+    wire_fds::receive_both_ways,
+    wire_zlink::zlink_client,
 ];

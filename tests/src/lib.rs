@@ -20,6 +20,7 @@ pub mod packet_socket;
 pub mod packets;
 pub mod process;
 pub mod queue_program;
+pub mod raw_client;
 pub mod raw_xsk;
 pub mod skip;
 pub mod status;

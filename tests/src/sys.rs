@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "unshare, pre_exec, setsockopt by bytes and sockaddr_ll have no safe wrapper"
+    reason = "unshare, pre_exec, setsockopt by bytes, SIOCOUTQ and sockaddr_ll have no safe wrapper"
 )]
 
 use std::io;
@@ -38,6 +38,15 @@ pub(crate) fn set_socket_option(fd: impl AsFd, level: i32, name: i32, value: &[u
     // SAFETY: the kernel reads at most `len` bytes from `value`, which lives through the call.
     let result = unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), len) };
     check(result)
+}
+
+/// Bytes that were sent over a unix socket and not read yet (`SIOCOUTQ`, which is `TIOCOUTQ` by another name).
+pub(crate) fn unread_bytes(fd: impl AsFd) -> io::Result<i32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: `unix_ioctl` writes one int to the pointer, which is that of `bytes`.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    check(result)?;
+    Ok(bytes)
 }
 
 /// Binds an `AF_PACKET` socket to one device, for frames of every protocol.

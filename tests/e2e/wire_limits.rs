@@ -1,0 +1,172 @@
+//! One client's greed or sloth is no other's trouble, and whoever hangs up leaves nothing.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use e2e::leaks::Fds;
+use e2e::raw_client::{INTERFACE, PATIENCE, RawClient};
+use e2e::uids::Uid;
+use e2e::world::World;
+use serde_json::{Value, json};
+
+use crate::scene::{Scene, explain, is_served};
+
+/// How many connections one uid may have.
+const CONNECTIONS: usize = 64;
+
+fn acquire(queue: u32) -> Value {
+    json!({ "interface": "eth0", "queues": [queue], "sockets": "prepared" })
+}
+
+fn message(method: &str, parameters: &Value) -> Vec<u8> {
+    let call = json!({ "method": format!("{INTERFACE}.{method}"), "parameters": parameters });
+    format!("{call}\0").into_bytes()
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn leases(operator: &mut RawClient) -> Vec<Value> {
+    let reply = operator.call("ListLeases", &json!({})).unwrap();
+    reply["parameters"]["leases"].as_array().unwrap().clone()
+}
+
+#[test]
+fn one_uid_has_64_connections_and_the_others_theirs() {
+    let world = World::new().unwrap();
+    let scene = Scene::new(&world);
+    let other = Uid::take().unwrap();
+    let mut clients: Vec<RawClient> = (0..CONNECTIONS).map(|_| scene.client()).collect();
+    assert!(clients.iter_mut().all(is_served));
+    for _ in 0..3 {
+        assert_eq!(scene.client().exchange(&explain(1)).unwrap(), None);
+    }
+    let mut stranger = scene.client_of(&other);
+    assert!(stranger.exchange(&explain(1)).unwrap().is_some());
+    assert!(clients.iter_mut().all(is_served));
+
+    // As many as leave, so many come in again, once the broker has seen them leave.
+    clients.truncate(CONNECTIONS - 2);
+    while clients.len() < CONNECTIONS {
+        let mut client = scene.client();
+        wait_until("no place became free", || {
+            let reply = client.exchange(&explain(1)).unwrap();
+            if reply.is_none() {
+                client = scene.client();
+            }
+            reply.is_some()
+        });
+        clients.push(client);
+    }
+    assert_eq!(scene.client().exchange(&explain(1)).unwrap(), None);
+    drop((clients, stranger));
+    wait_until("no place became free", || {
+        scene.client().exchange(&explain(1)).unwrap().is_some()
+    });
+    scene.finish();
+}
+
+#[test]
+fn who_does_not_read_stops_nobody_else() {
+    let world = World::new().unwrap();
+    let scene = Scene::new(&world);
+    let mut good = scene.client();
+    assert!(is_served(&mut good));
+    let mut lazy = scene.client();
+    let ask = json!({ "interface": INTERFACE });
+    let call = json!({ "method": "org.varlink.service.GetInterfaceDescription", "parameters": ask });
+    // Far more than the buffers of a socket hold; the requests themselves fit.
+    lazy.send(format!("{call}\0").repeat(600).as_bytes()).unwrap();
+    let start = Instant::now();
+    for _ in 0..200 {
+        assert!(is_served(&mut good));
+    }
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(good.call("Acquire", &acquire(1)).unwrap().get("error").is_none());
+    // What fits was sent; then the broker gives up on them.
+    let closed = |line: &str| line.contains("reply was not taken").then_some(());
+    scene.broker.process().wait_stderr(PATIENCE, closed).unwrap();
+    let replies = std::iter::from_fn(|| lazy.receive().unwrap_or_default()).count();
+    assert!((1..600).contains(&replies), "{replies} replies");
+    assert!(
+        good.call("Release", &json!({ "lease": 1 }))
+            .unwrap()
+            .get("error")
+            .is_none()
+    );
+    drop((good, lazy));
+    scene.finish();
+}
+
+#[test]
+fn who_hangs_up_before_the_reply_holds_nothing() {
+    let world = World::new().unwrap();
+    let scene = Scene::new(&world);
+    let mut operator = scene.operator();
+    // A reply with fds is not sent while an earlier one is unread: so this one cannot have been sent.
+    let mut client = scene.client();
+    let both = [message("ListLeases", &json!({})), message("Acquire", &acquire(1))].concat();
+    client.send(&both).unwrap();
+    let of = |event: &'static str| move |line: &Value| line["event"] == event;
+    scene.broker.wait_audit(PATIENCE, of("granted")).unwrap();
+    drop(client);
+    let ended = scene.broker.wait_audit(PATIENCE, of("ended")).unwrap();
+    assert_eq!(
+        (&ended["lease"], &ended["reason"]),
+        (&json!(1), &json!("not-delivered"))
+    );
+    assert_eq!(leases(&mut operator), Vec::<Value>::new());
+
+    // At once: the reply may have been on its way already, and then the lease is not activated in time.
+    for queue in [1, 2, 3] {
+        scene.client().send(&message("Acquire", &acquire(queue))).unwrap();
+    }
+    wait_until("a lease is left", || {
+        let refused = scene.broker.audit().unwrap();
+        let granted = refused.iter().filter(|line| line["event"] == "granted").count();
+        let ended = refused.iter().filter(|line| line["event"] == "ended").count();
+        granted == 4 && ended == 4
+    });
+    assert_eq!(leases(&mut operator), Vec::<Value>::new());
+    let mut client = scene.client();
+    assert!(
+        client
+            .call("Acquire", &acquire(1))
+            .unwrap()
+            .get("error")
+            .is_none()
+    );
+    let number = leases(&mut operator)[0]["lease"].clone();
+    client.call("Release", &json!({ "lease": number })).unwrap();
+    drop((client, operator));
+    scene.finish();
+}
+
+#[test]
+fn two_hundred_come_and_go() {
+    let world = World::new().unwrap();
+    let scene = Scene::new(&world);
+    let pid = scene.broker.process().pid();
+    let mut lease = None;
+    let mut counts = Vec::new();
+    for cycle in 0..200 {
+        let mut client = scene.client();
+        if let Some(lease) = lease.replace(cycle + 1) {
+            // Of the same process, hence the same holder.
+            client.call("Release", &json!({ "lease": lease })).unwrap();
+        }
+        let reply = client.call("Acquire", &acquire(1)).unwrap();
+        assert_eq!(reply["parameters"]["lease"], cycle + 1, "{reply}");
+        counts.push(Fds::of(pid).unwrap().count());
+    }
+    // Early cycles may overlap with the end of the connections before.
+    let (first, last) = (counts[..20].iter().max(), counts[180..].iter().min());
+    assert!(last <= first, "{counts:?}");
+    scene.client().call("Release", &json!({ "lease": 200 })).unwrap();
+    scene.finish();
+}

@@ -1,0 +1,198 @@
+//! The `.varlink` file tells the truth: it is what the daemon answers, and all that the daemon says is in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use e2e::raw_client::{INTERFACE, RawClient};
+use e2e::uids::Uid;
+use e2e::world::{Side, World};
+use serde_json::{Value, json};
+use xsk_client::wire::BrokerError;
+use xsk_client::{BindOptions, Broker, Grant, Request, Umem, UmemOptions};
+
+use crate::scene::{EVERY_INTERFACE, Scene, allow, tenant_rule};
+use crate::varlink_file::VarlinkFile;
+
+const BROKER_FILE: &str = include_str!("../../client-lib/src/wire/broker.varlink");
+const SERVICE_FILE: &str = include_str!("../../client-lib/src/wire/service.varlink");
+
+/// What the daemon has said so far, held against the file.
+struct Checker {
+    file: VarlinkFile,
+    methods: BTreeSet<String>,
+    errors: BTreeSet<String>,
+}
+
+impl Checker {
+    fn call(&mut self, client: &mut RawClient, method: &str, parameters: &Value) -> Value {
+        let reply = client.call(method, parameters).unwrap();
+        self.check(method, &reply);
+        reply
+    }
+
+    fn check(&mut self, method: &str, reply: &Value) {
+        let known = ["error", "parameters"];
+        let members = reply.as_object().unwrap();
+        assert!(
+            members.keys().all(|name| known.contains(&name.as_str())),
+            "{reply}"
+        );
+        let expected = match reply.get("error") {
+            None => {
+                self.methods.insert(method.to_owned());
+                &self.file.methods[method].result
+            }
+            Some(error) => {
+                let name = error.as_str().unwrap().strip_prefix(INTERFACE).unwrap();
+                let name = name.strip_prefix('.').unwrap();
+                self.errors.insert(name.to_owned());
+                &self.file.errors[name]
+            }
+        };
+        let complaints = self.file.complaints(expected, &reply["parameters"], method);
+        assert_eq!(complaints, Vec::<String>::new(), "{reply}");
+    }
+}
+
+#[test]
+fn the_file_is_what_the_daemon_answers() {
+    let world = World::new().unwrap();
+    let scene = Scene::new(&world);
+    let mut client = scene.client();
+    let mut ask = |method: &str, parameters: Value| {
+        let call = json!({ "method": format!("org.varlink.service.{method}"), "parameters": parameters });
+        client.exchange(call.to_string().as_bytes()).unwrap().unwrap()
+    };
+    let service = VarlinkFile::read(SERVICE_FILE);
+    let info = ask("GetInfo", json!({}));
+    let complaints = service.complaints(&service.methods["GetInfo"].result, &info["parameters"], "GetInfo");
+    assert_eq!(complaints, Vec::<String>::new());
+    for (interface, file) in [(INTERFACE, BROKER_FILE), ("org.varlink.service", SERVICE_FILE)] {
+        assert!(
+            info["parameters"]["interfaces"]
+                .as_array()
+                .unwrap()
+                .contains(&interface.into())
+        );
+        let reply = ask("GetInterfaceDescription", json!({ "interface": interface }));
+        assert_eq!(reply["parameters"]["description"], file);
+        assert_eq!(VarlinkFile::read(file).interface, interface);
+    }
+    let reply = ask("GetInterfaceDescription", json!({ "interface": "a.b" }));
+    assert_eq!(reply["error"], "org.varlink.service.InterfaceNotFound");
+    let complaints = service.complaints(
+        &service.errors["InterfaceNotFound"],
+        &reply["parameters"],
+        "error",
+    );
+    assert_eq!(complaints, Vec::<String>::new());
+    drop(client);
+    scene.finish();
+}
+
+#[test]
+fn every_method_answers_as_the_file_says() {
+    let world = World::new().unwrap();
+    let other = Uid::take().unwrap();
+    let scene = Scene::with_policy(&world, |tenant| {
+        tenant_rule(tenant)
+            + &allow("beyond", tenant, "eth0", "4-20")
+            + &allow("gone", tenant, "gone0", "0")
+            + &allow("one", other.number(), "eth0", "1-7")
+            + "limits = { queues = 1 }\n"
+            + EVERY_INTERFACE
+    });
+    let mut checker = Checker {
+        file: VarlinkFile::read(BROKER_FILE),
+        methods: BTreeSet::new(),
+        errors: BTreeSet::new(),
+    };
+    let (mut client, mut operator) = (scene.client(), scene.operator());
+    let acquire = |interface: &str, queue: u32| json!({ "interface": interface, "queues": [queue], "sockets": "prepared", "label": "a label" });
+
+    // A lease whose fds went nowhere: it can be told of, and activated it cannot be.
+    let lease = checker.call(&mut client, "Acquire", &acquire("eth0", 1));
+    let number = json!({ "lease": lease["parameters"]["lease"] });
+    checker.call(&mut client, "ListLeases", &json!({}));
+    checker.call(&mut client, "Activate", &number);
+    checker.call(&mut client, "Release", &number);
+
+    // One that lives.
+    let socket = scene.broker.paths().socket();
+    let (activated, _xsk) = world
+        .run_as(Side::Host, &scene.uid.user(), || {
+            let mut broker = Broker::connect_to(&socket).unwrap();
+            let grant = Grant::acquire(&mut broker, Request::new("eth0:2".parse().unwrap())).unwrap();
+            let umem = Umem::new(&UmemOptions::new()).unwrap();
+            let bound = grant.bind_one(umem, &BindOptions::new()).unwrap();
+            let lease = bound.lease();
+            let activated: Value = broker.call("Activate", &json!({ "lease": lease })).unwrap();
+            (activated, bound.into_inner())
+        })
+        .unwrap();
+    checker.check("Activate", &json!({ "parameters": activated }));
+    let leases = checker.call(&mut client, "ListLeases", &json!({}));
+    assert_eq!(
+        leases["parameters"]["leases"][0]["queues"][0]["mode"], "copy",
+        "{leases}"
+    );
+    for client in [&mut client, &mut operator] {
+        checker.call(client, "ListInterfaces", &json!({}));
+        for queue in [1, 99] {
+            let explain = json!({ "interface": "eth0", "queues": [queue] });
+            checker.call(client, "Explain", &explain);
+        }
+    }
+    checker.call(
+        &mut operator,
+        "Explain",
+        &json!({ "interface": "eth0", "queues": [1], "uid": 7, "gids": [7] }),
+    );
+    checker.call(&mut operator, "ListLeases", &json!({}));
+    checker.call(&mut operator, "GetStatus", &json!({}));
+
+    // Every error that a client can bring about.
+    let mut second = scene.client_of(&other);
+    checker.call(&mut client, "Acquire", &acquire("eth1", 1));
+    checker.call(&mut second, "Acquire", &acquire("eth0", 2));
+    checker.call(&mut second, "Acquire", &acquire("eth0", 3));
+    checker.call(&mut second, "Acquire", &acquire("eth0", 4));
+    checker.call(&mut client, "Acquire", &acquire("eth0", 20));
+    checker.call(&mut client, "Acquire", &acquire("gone0", 0));
+    checker.call(&mut client, "Activate", &json!({ "lease": 999 }));
+    checker.call(&mut client, "Activate", &json!({}));
+    let number = json!({ "lease": activated["lease"] });
+    checker.call(&mut operator, "Revoke", &number);
+    checker.call(&mut operator, "Revoke", &number);
+    checker.call(&mut client, "ListLeases", &json!({}));
+
+    let methods: BTreeSet<String> = checker.file.methods.keys().cloned().collect();
+    assert_eq!(checker.methods, methods);
+    let errors: BTreeSet<&str> = checker.file.errors.keys().map(String::as_str).collect();
+    let seen: BTreeSet<&str> = checker.errors.iter().map(String::as_str).collect();
+    // A rogue bind has a test of its own, a failure of the broker's own nobody can order.
+    let unseen: Vec<_> = errors.difference(&seen).copied().collect();
+    assert_eq!(unseen, ["BoundElsewhere", "Failed"]);
+}
+
+#[test]
+fn errors_are_the_same_in_the_file_and_in_the_library() {
+    let file = VarlinkFile::read(BROKER_FILE);
+    for (name, members) in &file.errors {
+        let sent = json!({ "error": format!("{INTERFACE}.{name}"), "parameters": file.sample(members) });
+        let read: BrokerError =
+            serde_json::from_value(sent.clone()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(serde_json::to_value(&read).unwrap(), sent);
+    }
+    // serde knows all variants, and says so to whoever asks for another.
+    let other = json!({ "error": "other", "parameters": {} });
+    let error = serde_json::from_value::<BrokerError>(other)
+        .unwrap_err()
+        .to_string();
+    let prefix = format!("{INTERFACE}.");
+    let variants: BTreeSet<&str> = error
+        .split('`')
+        .filter_map(|word| word.strip_prefix(&prefix))
+        .collect();
+    let names: BTreeMap<_, _> = file.errors.keys().map(|name| (name.as_str(), ())).collect();
+    assert_eq!(variants, names.into_keys().collect());
+}
