@@ -7,6 +7,7 @@ use std::time::Duration;
 use e2e::binaries;
 use e2e::process::Process;
 use e2e::skip;
+use e2e::skip::Skip;
 use e2e::uids::{Uid, User};
 use e2e::world::{Side, World};
 use serde_json::Value;
@@ -36,7 +37,7 @@ fn start(world: &World, user: &User, script: &str) -> Process {
 #[test]
 fn the_readmes_python_client_gets_a_socket() {
     if !Path::new(PYTHON).exists() {
-        skip!("no python3");
+        skip!(Skip::without("python3"));
     }
     let world = World::new().unwrap();
     let scene = Scene::new(&world);

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 use crate::binaries;
+use crate::patience::stretched;
 use crate::process::Process;
 use crate::uids::{Uid, User};
 use crate::world::{Side, World};
@@ -216,7 +217,7 @@ impl<'w> BrokerProcess<'w> {
     }
 
     fn wait_until_it_answers(&mut self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + stretched(PATIENCE);
         loop {
             let Err(error) = ask_for_info(&self.socket()) else {
                 return Ok(());
@@ -298,7 +299,7 @@ fn outside(world: &World, inside: &Path) -> PathBuf {
 /// `org.varlink.service.GetInfo`, by hand: whoever answers it is up.
 fn ask_for_info(socket: &Path) -> Result<()> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(stretched(Duration::from_secs(5))))?;
     stream.write_all(b"{\"method\":\"org.varlink.service.GetInfo\"}\0")?;
     let mut answer = Vec::new();
     let mut byte = [0];

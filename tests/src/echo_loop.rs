@@ -6,6 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::patience::stretched;
+
 /// A loop to run.
 #[derive(Debug, Clone, Copy)]
 pub struct EchoLoop {
@@ -53,7 +55,7 @@ impl EchoLoop {
             count,
             window: 32,
             payload_bytes: 64,
-            patience: Duration::from_secs(1),
+            patience: stretched(Duration::from_secs(1)),
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::bpf::{self, Kind};
+use crate::patience::stretched;
 use crate::world::{Side, World};
 
 /// What there was before, to be compared with what there is after.
@@ -263,6 +264,7 @@ fn users_of_namespaces(inodes: &BTreeSet<u64>) -> Result<Vec<String>> {
 }
 
 fn wait_empty(patience: Duration, mut list: impl FnMut() -> Result<Vec<String>>) -> Result<()> {
+    let patience = stretched(patience);
     let deadline = Instant::now() + patience;
     loop {
         let lines = list()?;

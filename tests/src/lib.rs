@@ -18,6 +18,7 @@ pub mod namespace;
 pub mod netlink;
 pub mod packet_socket;
 pub mod packets;
+pub mod patience;
 pub mod process;
 pub mod queue_program;
 pub mod raw_client;

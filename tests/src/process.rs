@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::namespace::Namespace;
+use crate::patience::stretched;
 use crate::sys;
 use crate::uids::{CommandExt, User};
 
@@ -133,7 +134,8 @@ impl Process {
 
     /// Waits until it ends by itself.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
-        let timeout = Timespec::try_from(timeout).map_err(|_| anyhow!("a time-out that is too long"))?;
+        let timeout =
+            Timespec::try_from(stretched(timeout)).map_err(|_| anyhow!("a time-out that is too long"))?;
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
         if poll(&mut fds, Some(&timeout))? == 0 {
             bail!("{} did not end in time: {}", self.pid(), self.last_words());
@@ -204,6 +206,7 @@ impl Lines {
     }
 
     fn wait<T>(&self, timeout: Duration, mut wanted: impl FnMut(&str) -> Option<T>) -> Result<T> {
+        let timeout = stretched(timeout);
         let deadline = Instant::now() + timeout;
         let mut seen = 0;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -234,7 +237,7 @@ impl Lines {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         drop(
             self.more
-                .wait_timeout_while(state, Duration::from_millis(500), |state| !state.ended),
+                .wait_timeout_while(state, stretched(Duration::from_millis(500)), |state| !state.ended),
         );
     }
 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
 
+use crate::patience::stretched;
 use crate::sys;
 use crate::uids::User;
 use crate::world::{Side, World};
@@ -41,8 +42,8 @@ impl RawClient {
 
     /// Talks over this connection.
     pub fn over(stream: UnixStream) -> Result<Self> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(stretched(PATIENCE)))?;
+        stream.set_write_timeout(Some(stretched(PATIENCE)))?;
         Ok(Self {
             stream,
             received: Vec::new(),
@@ -73,7 +74,7 @@ impl RawClient {
 
     /// Waits until the other end has read all that was sent.
     pub fn wait_read(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + stretched(PATIENCE);
         while sys::unread_bytes(self.stream.as_fd())? > 0 {
             if Instant::now() > deadline {
                 bail!("what was sent is not read");

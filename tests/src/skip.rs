@@ -16,7 +16,13 @@ pub enum Skip {
         /// What was tried, and the answer.
         probe: String,
     },
+    /// This place does not have it, and was told so by who set it up ([`LACKS`]).
+    PlaceLacks(&'static str),
 }
+
+/// The variable by which who sets a place up, such as the image of a virtual machine, tells what it does without:
+/// names, parted by spaces. A skip for one of these is allowed in CI, since the test runs in another place.
+const LACKS: &str = "XSK_E2E_IMAGE_LACKS";
 
 impl From<&str> for Skip {
     fn from(reason: &str) -> Self {
@@ -38,6 +44,16 @@ enum Place {
 }
 
 impl Skip {
+    /// A program is not there: allowed where that was told.
+    pub fn without(program: &'static str) -> Self {
+        let told = std::env::var(LACKS).unwrap_or_default();
+        if told.split_whitespace().any(|lacking| lacking == program) {
+            Self::PlaceLacks(program)
+        } else {
+            Self::Missing(format!("no {program}"))
+        }
+    }
+
     /// Prints the skip; in CI an undeclared one is an error.
     pub fn report(&self) -> Result<()> {
         let thread = thread::current();
@@ -52,6 +68,7 @@ impl Skip {
                 bail!("SKIP {test}: {reason}, which CI must have")
             }
             Self::Missing(reason) => Ok(format!("SKIP {test}: {reason}")),
+            Self::PlaceLacks(what) => Ok(format!("SKIP {test}: this place has no {what} ({LACKS})")),
             Self::KernelLacks { probe } => Ok(format!("SKIP {test}: this kernel lacks it: {probe}")),
         }
     }
