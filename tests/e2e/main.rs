@@ -11,13 +11,22 @@ mod fixture_leaks;
 mod fixture_packets;
 mod fixture_users;
 mod fixture_world;
+mod grant_inherit;
 mod grant_path;
 mod kernel_bind;
 mod kernel_probe;
 mod kernel_slots;
+mod lease_activate;
+mod lease_denied_busy;
+mod lease_ends;
+mod lease_isolation;
+mod puppet;
+mod puppet_body;
+mod scene;
 
 e2e::bodies![
     fixture_users::report_status,
     fixture_users::sleep_long,
     fixture_world::world_with_a_holder,
+    puppet_body::puppet,
 ];
