@@ -7,6 +7,7 @@
     reason = "tests panic, they do not return errors"
 )]
 
+mod broker_crash;
 mod fixture_leaks;
 mod fixture_packets;
 mod fixture_users;
@@ -23,6 +24,7 @@ mod lease_denied_busy;
 mod lease_device;
 mod lease_ends;
 mod lease_isolation;
+mod lease_stress;
 mod puppet;
 mod puppet_body;
 mod scene;
