@@ -1,5 +1,7 @@
 //! Devices that go, that are somebody else's, that the host needs, and that want another XDP mode.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::bpf::XdpAttach;
@@ -99,6 +101,53 @@ fn a_device_that_comes_back_is_served_anew() {
     let mut other = Puppet::start(&world, Side::Host, &alice.user());
     other.hold("eth0:3");
     assert!(xdp_of(&world, "eth0").is_some());
+}
+
+#[test]
+fn a_device_may_go_at_any_moment() {
+    const ROUNDS: u32 = 25;
+    let world = World::new().unwrap();
+    let alice = Uid::take().unwrap();
+    let broker = BrokerProcess::start(&world, &policy(&[(alice.number(), "1-7")])).unwrap();
+    let mut holder = Puppet::start(&world, Side::Host, &alice.user());
+    let over = AtomicBool::new(false);
+    let kinds = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut kinds = BTreeMap::<String, u32>::new();
+            while !over.load(Ordering::Relaxed) {
+                let steps = holder.acquire("eth0:3-4").and_then(|lease| {
+                    let done = holder.bind(lease).and_then(|_| holder.activate(lease));
+                    holder.close(lease);
+                    holder.release(lease);
+                    done
+                });
+                let kind = steps.map_or_else(|failure| failure.kind, |_| "fine".to_owned());
+                *kinds.entry(kind).or_default() += 1;
+            }
+            kinds
+        });
+        let [host, peer] =
+            [Side::Host, Side::PEER].map(|side| (world.netlink(side), world.namespace(side).net()));
+        for _ in 0..ROUNDS {
+            let index = host.0.link("eth0").unwrap().index;
+            host.0.move_to(index, peer.1).unwrap();
+            let index = peer.0.link("eth0").unwrap().index;
+            peer.0.move_to(index, host.1).unwrap();
+            let index = host.0.link("eth0").unwrap().index;
+            host.0.set_link(index, LinkState::Up).unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+        asking.join().unwrap()
+    });
+    println!("{kinds:?}");
+    // Whatever it was told, it was told why: nothing is a failure of the broker's.
+    assert!(
+        !kinds.contains_key("Failed"),
+        "{kinds:?}, {}",
+        broker.process().last_words()
+    );
+    wait_until("no lease is left", || leases(&broker).is_empty());
+    holder.hold("eth0:3");
 }
 
 #[test]

@@ -220,7 +220,7 @@ fn a_revoke_stops_receiving_at_once() {
     let again = broker.cli(&["revoke", &lease.to_string()]).unwrap();
     assert_eq!(again.code, Some(1), "{}", again.stderr);
     let not_root = broker.cli_as(&scene.bob.user(), &["revoke", "1"]).unwrap();
-    assert_eq!(not_root.code, Some(69), "{}", not_root.stderr);
+    assert_eq!(not_root.code, Some(77), "{}", not_root.stderr);
 
     holder.kill();
     wait_event(&broker, "freed", lease);
