@@ -14,7 +14,7 @@ use e2e::world::{Side, World};
 use xsk_client::wire::Lease;
 
 use crate::puppet::{Order, Puppet, Seen};
-use crate::scene::{PATIENCE, Traffic, leases, policy, port, wait_until};
+use crate::lease_scene::{PATIENCE, Traffic, leases, policy, port, wait_until};
 
 const IDLE: Duration = Duration::from_secs(5);
 

@@ -12,7 +12,7 @@ use e2e::uids::Uid;
 use e2e::world::{Side, World};
 
 use crate::puppet::{Order, Puppet, Seen};
-use crate::scene::{PATIENCE, Traffic, payload, policy, port};
+use crate::lease_scene::{PATIENCE, Traffic, payload, policy, port};
 
 const QUEUE: u32 = 3;
 const IDLE: Duration = Duration::from_secs(5);

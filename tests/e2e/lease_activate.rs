@@ -9,7 +9,7 @@ use serde_json::json;
 use xsk_client::wire::LeaseState;
 
 use crate::puppet::{Order, Puppet, Seen};
-use crate::scene::{SILENCE, Traffic, allow, allow_with, interface, leases, policy, state_of, wait_event};
+use crate::lease_scene::{SILENCE, Traffic, allow, allow_with, interface, leases, policy, state_of, wait_event};
 
 const IDLE: Duration = Duration::from_secs(5);
 

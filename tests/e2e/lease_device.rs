@@ -14,7 +14,7 @@ use serde_json::json;
 use xsk_client::wire::XdpMode;
 
 use crate::puppet::{Order, Puppet, Seen};
-use crate::scene::{PATIENCE, Traffic, allow, interface, leases, policy, wait_event, wait_until};
+use crate::lease_scene::{PATIENCE, Traffic, allow, interface, leases, policy, wait_event, wait_until};
 
 const IDLE: Duration = Duration::from_secs(5);
 

@@ -11,7 +11,7 @@ use e2e::world::{Side, World};
 use xsk_client::wire::LeaseState;
 
 use crate::puppet::{Failure, Order, Puppet, Seen};
-use crate::scene::{
+use crate::lease_scene::{
     PATIENCE, SILENCE, Traffic, allow_with, interface, leases, operator, policy, state_of, wait_event,
     wait_until,
 };

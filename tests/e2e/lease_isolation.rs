@@ -11,7 +11,7 @@ use e2e::world::{Side, World};
 use serde_json::json;
 
 use crate::puppet::{Order, Puppet, Seen};
-use crate::scene::{Traffic, allow, interface, payload, policy, port};
+use crate::lease_scene::{Traffic, allow, interface, payload, policy, port};
 
 const IDLE: Duration = Duration::from_secs(5);
 

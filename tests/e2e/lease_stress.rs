@@ -12,7 +12,7 @@ use e2e::uids::Uid;
 use e2e::world::{Side, World};
 
 use crate::puppet::Puppet;
-use crate::scene::{PATIENCE, Traffic, operator, policy, port, wait_until};
+use crate::lease_scene::{PATIENCE, Traffic, operator, policy, port, wait_until};
 
 const OPERATIONS: u32 = 300;
 const USERS: usize = 4;

@@ -27,7 +27,7 @@ mod lease_isolation;
 mod lease_stress;
 mod puppet;
 mod puppet_body;
-mod scene;
+mod lease_scene;
 
 e2e::bodies![
     fixture_users::report_status,

@@ -16,7 +16,7 @@ use xsk_client::wire::{Acquired, RingSizes};
 use xsk_client::{BindOptions, Broker, CallError, Error, Grant, Request, Umem, UmemOptions, Xsk};
 
 use crate::puppet::{Failure, Introduction, Order, Seen};
-use crate::scene::read_frame;
+use crate::lease_scene::read_frame;
 
 /// A body: takes its strings at the path that it is given, and ends when they are cut.
 pub(crate) fn puppet(arguments: &[String]) {
