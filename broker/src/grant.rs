@@ -23,8 +23,9 @@ use crate::end::{self, Reason};
 use crate::engine::{Engine, EngineHandle};
 use crate::error::{Error, Failure, chain};
 use crate::identity::Peer;
+use crate::kernel::queue_probe::QueueUse;
 use crate::kernel::redirect::{AttachError, Redirect};
-use crate::kernel::xsk::{QueueUse, Xsk, queue_use};
+use crate::kernel::xsk::Xsk;
 use crate::lease::{Lease, LeaseId, LeasedSocket, Reservation};
 use crate::policy::{Insert, Request, Verdict};
 
@@ -154,7 +155,7 @@ pub fn activate(engine: &mut Engine, peer: &Peer, id: LeaseId) -> Result<Activat
     // Bound, but to what was granted? The kernel does not say where; but then the granted queue must be taken.
     for leased in &lease.sockets {
         let queue = leased.socket.queue();
-        if queue_use(lease.device().index, queue)? == QueueUse::Free {
+        if engine.probe.queue_use(lease.device().index, queue)? == QueueUse::Free {
             let error = bound_elsewhere(lease, queue);
             engine.audit.write(
                 &Line::new(Event::RogueBind)
