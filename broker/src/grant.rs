@@ -23,8 +23,9 @@ use crate::end::{self, Reason};
 use crate::engine::{Engine, EngineHandle};
 use crate::error::{Error, Failure, chain};
 use crate::identity::Peer;
+use crate::kernel::queue_probe::QueueUse;
 use crate::kernel::redirect::{AttachError, Redirect};
-use crate::kernel::xsk::{QueueUse, Xsk, queue_use};
+use crate::kernel::xsk::Xsk;
 use crate::lease::{Lease, LeaseId, LeasedSocket, Reservation};
 use crate::policy::{Insert, Request, Verdict};
 
@@ -155,7 +156,9 @@ pub fn activate(engine: &mut Engine, peer: &Peer, id: LeaseId) -> Result<Activat
     // Bound, but to what was granted? The kernel does not say where; but then the granted queue must be taken.
     for leased in &lease.sockets {
         let queue = leased.socket.queue();
-        let in_use = queue_use(lease.device().index, queue)
+        let in_use = engine
+            .probe
+            .queue_use(lease.device().index, queue)
             .map_err(|failure| of_device(&lease.device().name, failure))?;
         if in_use == QueueUse::Free {
             let error = bound_elsewhere(lease, queue);
