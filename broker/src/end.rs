@@ -13,7 +13,7 @@ use crate::audit::{Event, Line};
 use crate::engine::Engine;
 use crate::error::{Error, chain};
 use crate::identity::Peer;
-use crate::kernel::xsk::{QueueUse, queue_use};
+use crate::kernel::queue_probe::{QueueProbe, QueueUse};
 use crate::lease::{Lease, LeaseId};
 
 /// Why a lease ends.
@@ -89,7 +89,7 @@ pub fn settle(engine: &mut Engine, now: Instant) {
         };
         if lease.is_live() {
             end(engine, id, Reason::NotActivated);
-        } else if still_held(lease) {
+        } else if still_held(&mut engine.probe, lease) {
             look_again_later(lease, now);
         } else {
             engine.audit.write(&Line::new(Event::Freed).lease(lease));
@@ -124,6 +124,7 @@ pub fn revoke(engine: &mut Engine, id: LeaseId) -> Result<(), Error> {
 
 /// A device was deleted or moved away: with it went the sockets' queues, the program and the map's use.
 pub fn device_gone(engine: &mut Engine, index: u32) {
+    engine.probe.forget(index);
     if engine.redirects.remove(&index).is_none() {
         return;
     }
@@ -152,13 +153,13 @@ pub fn no_such_lease(id: LeaseId) -> BrokerError {
 }
 
 /// Whether the kernel holds any of an ended lease's queues.
-fn still_held(lease: &Lease) -> bool {
+fn still_held(probe: &mut QueueProbe, lease: &Lease) -> bool {
     let index = lease.device().index;
     lease
         .terms()
         .queues()
         .iter()
-        .any(|queue| match queue_use(index, queue) {
+        .any(|queue| match probe.queue_use(index, queue) {
             Ok(QueueUse::Taken) => true,
             Ok(QueueUse::Free) => false,
             Err(error) => {

@@ -17,6 +17,7 @@ use crate::charge::Accounts;
 use crate::end;
 use crate::error::Failure;
 use crate::kernel::pins::PinDirectory;
+use crate::kernel::queue_probe::QueueProbe;
 use crate::kernel::redirect::Redirect;
 use crate::lease::Leases;
 use crate::policy::Policy;
@@ -30,6 +31,8 @@ pub struct Engine {
     pub leases: Leases,
     /// Our XDP programs, by the index of their device.
     pub redirects: HashMap<u32, Redirect>,
+    /// What it asks the kernel with whether a queue is taken.
+    pub probe: QueueProbe,
     /// Where it writes down what it did.
     pub audit: Audit,
     /// Where links are pinned.
@@ -135,6 +138,7 @@ fn run(parts: Parts, messages: &mpsc::Receiver<Message>) {
         policy: parts.policy,
         leases: Leases::new(parts.accounts),
         redirects: HashMap::new(),
+        probe: QueueProbe::default(),
         audit: parts.audit,
         pins: Rc::new(parts.pins),
         started: Instant::now(),

@@ -70,6 +70,21 @@ impl Failure {
             source: source.into(),
         }
     }
+
+    /// Whether what the kernel said is that there is no such device: it went while it was being worked on.
+    pub fn is_no_device(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            let of_kernel = error
+                .downcast_ref::<io::Error>()
+                .and_then(io::Error::raw_os_error);
+            if of_kernel == Some(libc::ENODEV) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
 }
 
 /// An error with all its causes on one line, for the log.

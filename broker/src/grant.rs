@@ -23,8 +23,9 @@ use crate::end::{self, Reason};
 use crate::engine::{Engine, EngineHandle};
 use crate::error::{Error, Failure, chain};
 use crate::identity::Peer;
+use crate::kernel::queue_probe::QueueUse;
 use crate::kernel::redirect::{AttachError, Redirect};
-use crate::kernel::xsk::{QueueUse, Xsk, queue_use};
+use crate::kernel::xsk::Xsk;
 use crate::lease::{Lease, LeaseId, LeasedSocket, Reservation};
 use crate::policy::{Insert, Request, Verdict};
 
@@ -99,7 +100,8 @@ pub fn acquire(
     // 5. The sockets, confined as the terms say.
     let mut sockets = Vec::new();
     for queue in reservation.terms().queues().iter() {
-        let socket = Xsk::prepared(&reservation, queue)?;
+        let socket = Xsk::prepared(&reservation, queue)
+            .map_err(|failure| of_device(&reservation.device().name, failure))?;
         let slot = match reservation.terms().insert() {
             Insert::WhenBound => None,
             Insert::AtGrant => Some(redirect.insert(&socket)?),
@@ -154,7 +156,11 @@ pub fn activate(engine: &mut Engine, peer: &Peer, id: LeaseId) -> Result<Activat
     // Bound, but to what was granted? The kernel does not say where; but then the granted queue must be taken.
     for leased in &lease.sockets {
         let queue = leased.socket.queue();
-        if queue_use(lease.device().index, queue)? == QueueUse::Free {
+        let in_use = engine
+            .probe
+            .queue_use(lease.device().index, queue)
+            .map_err(|failure| of_device(&lease.device().name, failure))?;
+        if in_use == QueueUse::Free {
             let error = bound_elsewhere(lease, queue);
             engine.audit.write(
                 &Line::new(Event::RogueBind)
@@ -203,7 +209,7 @@ fn redirect_for(engine: &mut Engine, reservation: &Reservation) -> Result<Redire
     let redirect = Redirect::attach(reservation, device, &engine.pins).map_err(|error| match error {
         AttachError::Foreign(program) => foreign_program(&device.name, program).into(),
         AttachError::NotNative(cause) => not_native(&device.name, &cause).into(),
-        AttachError::Failed(failure) => Error::Failed(failure),
+        AttachError::Failed(failure) => of_device(&device.name, failure),
     })?;
     engine
         .audit
@@ -262,6 +268,15 @@ fn activated(lease: &Lease) -> Activated {
     Activated {
         lease: lease.id().0,
         sockets: sockets.collect(),
+    }
+}
+
+/// A device may go at any moment: then the failure is not ours, though the news of it is still on its way.
+fn of_device(interface: &InterfaceName, failure: Failure) -> Error {
+    if failure.is_no_device() {
+        no_device(interface).into()
+    } else {
+        failure.into()
     }
 }
 

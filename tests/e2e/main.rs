@@ -7,15 +7,28 @@
     reason = "tests panic, they do not return errors"
 )]
 
+mod broker_crash;
 mod fixture_leaks;
 mod fixture_packets;
 mod fixture_users;
 mod fixture_world;
+mod grant_inherit;
 mod grant_path;
+mod holder_memlock;
+mod holder_privileges;
 mod kernel_bind;
 mod kernel_probe;
 mod kernel_slots;
+mod lease_activate;
+mod lease_denied_busy;
+mod lease_device;
+mod lease_ends;
+mod lease_isolation;
+mod lease_scene;
+mod lease_stress;
 mod papers_python;
+mod puppet;
+mod puppet_body;
 mod scene;
 mod varlink_file;
 mod wire_fds;
@@ -32,4 +45,5 @@ e2e::bodies![
     fixture_world::world_with_a_holder,
     wire_fds::receive_both_ways,
     wire_zlink::zlink_client,
+    puppet_body::puppet,
 ];

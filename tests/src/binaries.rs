@@ -23,6 +23,13 @@ pub fn client(name: &str) -> Result<PathBuf> {
     }
 }
 
+/// A program of `tests/peers`, which a bench compares ours with: in `XSK_E2E_PEER_DIR`.
+pub fn peer(name: &str) -> Result<PathBuf> {
+    let directory = env::var_os("XSK_E2E_PEER_DIR")
+        .context("`cargo xtask bench` compiles it, and sets XSK_E2E_PEER_DIR")?;
+    existing(Path::new(&directory).join(name), "XSK_E2E_PEER_DIR")
+}
+
 /// A file of the repository, such as `policy.example.toml`: in `XSK_E2E_PAPERS`, or in the checkout above.
 pub fn paper(name: &str) -> Result<PathBuf> {
     if let Some(directory) = env::var_os("XSK_E2E_PAPERS") {

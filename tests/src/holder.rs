@@ -26,6 +26,9 @@ pub const ARGUMENTS: &str = "XSK_E2E_ARGUMENTS";
 /// The test that [`bodies`](crate::bodies) makes, which runs the body.
 pub const ENTRY: &str = "run_as_body";
 
+/// How this test program is told to run its entry for bodies, and nothing else.
+const BODY_OPTIONS: [&str; 5] = ["--exact", ENTRY, "--nocapture", "--quiet", "--test-threads=1"];
+
 /// A process of an ordinary user: no capability in any set, no_new_privs, memlock of 8 MiB. Dropping it kills it.
 #[derive(Debug)]
 pub struct Holder {
@@ -65,9 +68,36 @@ impl Holder {
     pub fn body(world: &World, side: Side, user: &User, name: &str, arguments: &[&str]) -> Result<Self> {
         let arguments = serde_json::to_string(arguments)?;
         Self::program(world, side, user, &binaries::this_program()?, |command| {
-            command.args(["--exact", ENTRY, "--nocapture", "--quiet", "--test-threads=1"]);
+            command.args(BODY_OPTIONS);
             command.env(BODY, name).env(ARGUMENTS, arguments);
         })
+    }
+
+    /// Starts the broker's `grant`, with those arguments, in front of a body: it becomes the body.
+    ///
+    /// `None` starts it as root, for `--as`.
+    pub fn granted(
+        world: &World,
+        user: Option<&User>,
+        grant: &[&str],
+        name: &str,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let body = binaries::this_program()?;
+        let body_name = body.file_name().and_then(|name| name.to_str());
+        let body = world.install(body_name.context("a program without a name")?, &body)?;
+        let mut command = Command::new(world.install("xsk-broker", &binaries::broker()?)?);
+        command
+            .env_clear()
+            .env(BODY, name)
+            .env(ARGUMENTS, serde_json::to_string(arguments)?)
+            .arg("grant")
+            .args(grant)
+            .arg("--")
+            .arg(body)
+            .args(BODY_OPTIONS);
+        let process = Process::spawn(world.namespace(Side::Host), user, command)?;
+        Ok(Self { process })
     }
 
     /// Its process.

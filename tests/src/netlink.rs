@@ -17,7 +17,9 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::RouteType;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
@@ -157,6 +159,42 @@ impl Netlink {
     pub fn delete(&self, index: u32) -> Result<()> {
         self.change(RouteNetlinkMessage::DelLink(link(index)), 0)
             .with_context(|| format!("deleting device {index}"))
+    }
+
+    /// Makes a bridge.
+    pub fn add_bridge(&self, name: &str) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+        ];
+        self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+            .with_context(|| format!("making the bridge {name}"))
+    }
+
+    /// Makes a device a port of a bridge.
+    pub fn set_controller(&self, index: u32, controller: u32) -> Result<()> {
+        let mut message = link(index);
+        message.attributes.push(LinkAttribute::Controller(controller));
+        self.change(RouteNetlinkMessage::SetLink(message), 0)
+            .with_context(|| format!("making device {index} a port of {controller}"))
+    }
+
+    /// Adds a default route by a device; those of several devices differ by their metric.
+    pub fn add_default_route(&self, index: u32, gateway: Ipv4Addr, metric: u32) -> Result<()> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Static;
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        message.attributes = vec![
+            RouteAttribute::Oif(index),
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
+            RouteAttribute::Priority(metric),
+        ];
+        self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
+            .with_context(|| format!("adding a default route by device {index}"))
     }
 
     /// Lists all devices.

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -45,6 +45,26 @@ impl Process {
     ///
     /// The program is looked up inside; the working directory is `/`. It gets SIGKILL when this process ends.
     pub fn spawn(namespace: &Namespace, user: Option<&User>, mut command: Command) -> Result<Self> {
+        command.stdin(Stdio::null());
+        Ok(Self::start(namespace, user, command)?.0)
+    }
+
+    /// The same, with a pipe to its standard input: for a program that is told what to do line by line.
+    pub fn spawn_driven(
+        namespace: &Namespace,
+        user: Option<&User>,
+        mut command: Command,
+    ) -> Result<(Self, ChildStdin)> {
+        command.stdin(Stdio::piped());
+        let (process, stdin) = Self::start(namespace, user, command)?;
+        Ok((process, stdin.context("the child has no pipe")?))
+    }
+
+    fn start(
+        namespace: &Namespace,
+        user: Option<&User>,
+        mut command: Command,
+    ) -> Result<(Self, Option<ChildStdin>)> {
         let what = format!("{}", command.get_program().display());
         let inside = namespace.clone();
         let parent = rustix::process::getpid();
@@ -62,22 +82,21 @@ impl Process {
                 Err(std::io::ErrorKind::NotFound.into())
             }
         });
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = fork(command).with_context(|| format!("starting {what}"))?;
         let stdout = Lines::collect(child.stdout.take())?;
         let stderr = Lines::collect(child.stderr.take())?;
         let pid = Pid::from_child(&child);
         // Not reaped yet, so the number is still the child's.
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")?;
-        Ok(Self {
+        let stdin = child.stdin.take();
+        let process = Self {
             child,
             pidfd,
             stdout,
             stderr,
-        })
+        };
+        Ok((process, stdin))
     }
 
     /// Its pid.

@@ -1,4 +1,4 @@
-//! What demo and tests run: cargo builds it, and says in JSON where each binary is.
+//! What demo, tests and benches run: cargo builds it, and says in JSON where each binary is.
 //!
 //! The binaries are run by us and not by cargo, because some of them go through sudo.
 
@@ -90,6 +90,21 @@ impl TestBinary {
             folder,
         })
     }
+}
+
+/// Builds one program in release, by the kind of its target (`bin`, `bench`), and returns where it is.
+pub(crate) fn build_release(package: &str, kind: &str, name: &str) -> Result<PathBuf> {
+    let kind_option = format!("--{kind}");
+    let built = messages(&[
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        package,
+        &kind_option,
+        name,
+    ])?;
+    executable(&built, kind, name)
 }
 
 /// The package's name as its manifest has it; the folder's name is another (`client-lib` is `xsk-client`).

@@ -4,6 +4,7 @@
 //! one, write the file, name it here as a module and as a variant of [`Command`].
 
 mod artifacts;
+mod bench;
 mod build_ebpf;
 mod ci;
 mod debian;
@@ -33,6 +34,7 @@ struct Arguments {
 enum Command {
     Demo(demo::Arguments),
     Test(test::Arguments),
+    Bench(bench::Arguments),
     Tidy(tidy::Arguments),
     Ci(ci::Arguments),
     BuildEbpf(build_ebpf::Arguments),
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),

@@ -6,6 +6,7 @@ pub mod ethtool;
 pub mod netlink;
 pub mod peer;
 pub mod pins;
+pub mod queue_probe;
 pub mod readable;
 pub mod redirect;
 pub mod xsk;

@@ -5,10 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use caps::Capability;
-use xsk_client::sys::{self, BindFlags, Mapping, Prefault, Ring};
+use xsk_client::sys::{self, Ring};
 use xsk_client::wire::{BindMode, Counters};
 
-use super::netlink;
 use crate::error::Failure;
 use crate::lease::Reservation;
 use crate::privileges;
@@ -116,58 +115,4 @@ impl AsFd for Xsk {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-}
-
-/// Whether some socket is bound to a queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QueueUse {
-    /// One is, or one was and the kernel has not let go yet.
-    Taken,
-    /// None is.
-    Free,
-}
-
-/// Asks whether a queue is taken, by trying to bind a socket of ours to it.
-///
-/// Where the driver has no zero-copy the try asks for zero-copy: `xp_assign_dev` (net/xdp/xsk_buff_pool.c) says EBUSY
-/// for a taken queue before it says EOPNOTSUPP, and the queue is as it was. Elsewhere the try must be one that
-/// succeeds, in copy mode, and then the queue is busy for the 16 to 50 ms that the kernel takes to let go (F34).
-///
-/// # Errors
-///
-/// What the kernel says, by the call that said it.
-pub fn queue_use(index: u32, queue: u32) -> Result<QueueUse, Failure> {
-    let failed =
-        |call, source: io::Error| Failure::kernel(call, format!("ifindex {index}, queue {queue}"), source);
-    // Unknown (before Linux 6.3) counts as "it may": then the try is the one that is always right.
-    let may_zero_copy = netlink::may_do_zero_copy(index).unwrap_or(true);
-    let probe = privileges::with(&[Capability::CAP_NET_RAW, Capability::CAP_IPC_LOCK], probe_socket)?
-        .map_err(|source| failed("making of a probe socket", source))?;
-    let flags = if may_zero_copy {
-        BindFlags::XDP_COPY
-    } else {
-        BindFlags::XDP_ZEROCOPY
-    };
-    match sys::bind(&probe, index, queue, flags) {
-        Ok(()) => Ok(QueueUse::Free),
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) && !may_zero_copy => Ok(QueueUse::Free),
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(QueueUse::Taken),
-        Err(error) => Err(failed("bind(AF_XDP)", error)),
-    }
-}
-
-/// A socket that is ready to be bound and good for nothing else: one page of umem, rings of one entry.
-fn probe_socket() -> io::Result<OwnedFd> {
-    const PAGE_BYTES: usize = 4096;
-    const CHUNK_BYTES: u32 = 4096;
-
-    let memory = rustix::fs::memfd_create("xsk-broker probe", rustix::fs::MemfdFlags::CLOEXEC)?;
-    rustix::fs::ftruncate(&memory, u64::from(CHUNK_BYTES))?;
-    let mapping = Mapping::new(&memory, 0, PAGE_BYTES, Prefault::No)?;
-    let socket = sys::xdp_socket()?;
-    sys::register_umem(&socket, &mapping, CHUNK_BYTES)?;
-    for ring in [Ring::Fill, Ring::Completion, Ring::Rx] {
-        sys::create_ring(&socket, ring, 1)?;
-    }
-    Ok(socket)
 }

@@ -1,0 +1,174 @@
+//! What came of it: medians and 99th percentiles, as a table or as JSON.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::footprint::Footprint;
+use crate::{CHUNK_BYTES, CHUNKS, QUEUES, RINGS, libxdp, ours};
+
+/// What was measured, round by round.
+#[derive(Debug, Default)]
+pub(crate) struct Rounds {
+    pub(crate) ours: Vec<ours::Steps>,
+    pub(crate) libxdp: Vec<libxdp::Steps>,
+    pub(crate) library: Vec<Duration>,
+}
+
+/// All that is printed.
+#[derive(Debug, Serialize)]
+pub(crate) struct Figures {
+    rounds: usize,
+    queues_each: u32,
+    ring_entries: u32,
+    umem_bytes: u64,
+    steps: Vec<Row>,
+    /// Ours divided by libxdp's, of the row "without memory and umem".
+    ratio: Ratio,
+    broker: Footprint,
+}
+
+/// A step, or a sum of steps, of each round.
+#[derive(Debug, Serialize)]
+struct Row {
+    step: &'static str,
+    ours: Option<Times>,
+    libxdp: Option<Times>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Times {
+    median_us: f64,
+    p99_us: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Ratio {
+    of_medians: f64,
+    of_p99: f64,
+}
+
+impl Figures {
+    pub(crate) fn new(rounds: &Rounds, broker: Footprint) -> Self {
+        type Ours = fn(&ours::Steps) -> Duration;
+        type Libxdp = fn(&libxdp::Steps) -> Duration;
+        let ours = |step: Ours| Times::of(rounds.ours.iter().map(step));
+        let libxdp = |step: Libxdp| Times::of(rounds.libxdp.iter().map(step));
+        let both = |step, one: Ours, other: Libxdp| Row {
+            step,
+            ours: Some(ours(one)),
+            libxdp: Some(libxdp(other)),
+        };
+        let only_ours = |step, times| Row {
+            step,
+            ours: Some(times),
+            libxdp: None,
+        };
+
+        let (socket_ours, socket_libxdp) = (
+            ours(|it| it.acquire + it.bind + it.activate),
+            libxdp(|it| it.socket + it.insert),
+        );
+        let steps = vec![
+            both("memory: map and prefault", |it| it.memory, |it| it.memory),
+            only_ours("Acquire", ours(|it| it.acquire)),
+            both("umem: register | xsk_umem__create", |it| it.umem, |it| it.umem),
+            both(
+                "map rings, bind | xsk_socket__create",
+                |it| it.bind,
+                |it| it.socket,
+            ),
+            both("Activate | map insert", |it| it.activate, |it| it.insert),
+            Row {
+                step: "without memory and umem",
+                ours: Some(socket_ours),
+                libxdp: Some(socket_libxdp),
+            },
+            both(
+                "all of these",
+                |it| it.memory + it.acquire + it.umem + it.bind + it.activate,
+                |it| it.memory + it.umem + it.socket + it.insert,
+            ),
+            only_ours(
+                "all, through Grant and Umem",
+                Times::of(rounds.library.iter().copied()),
+            ),
+            both("release and close", |it| it.close, |it| it.close),
+        ];
+        Self {
+            rounds: rounds.ours.len(),
+            queues_each: QUEUES,
+            ring_entries: RINGS.largest(),
+            umem_bytes: u64::from(CHUNKS) * u64::from(CHUNK_BYTES),
+            steps,
+            ratio: Ratio {
+                of_medians: socket_ours.median_us / socket_libxdp.median_us,
+                of_p99: socket_ours.p99_us / socket_libxdp.p99_us,
+            },
+            broker,
+        }
+    }
+}
+
+impl Times {
+    fn of(samples: impl Iterator<Item = Duration>) -> Self {
+        let mut samples: Vec<Duration> = samples.collect();
+        samples.sort_unstable();
+        let at = |percent: usize| {
+            let index = (samples.len() * percent / 100).min(samples.len().saturating_sub(1));
+            samples.get(index).map_or(f64::NAN, |it| it.as_secs_f64() * 1e6)
+        };
+        Self {
+            median_us: at(50),
+            p99_us: at(99),
+        }
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} rounds, in turns; veth, copy mode, rings of {}, umem of {} KiB; microseconds\n",
+            self.rounds,
+            self.ring_entries,
+            self.umem_bytes / 1024
+        )?;
+        writeln!(
+            f,
+            "{:38}{:>20}{:>20}",
+            "", "ours, unprivileged", "libxdp, as root"
+        )?;
+        writeln!(
+            f,
+            "{:38}{:>10}{:>10}{:>10}{:>10}",
+            "step", "median", "p99", "median", "p99"
+        )?;
+        for row in &self.steps {
+            write!(f, "{:38}", row.step)?;
+            for times in [row.ours, row.libxdp] {
+                match times {
+                    Some(Times { median_us, p99_us }) => write!(f, "{median_us:10.1}{p99_us:10.1}")?,
+                    None => write!(f, "{:>10}{:>10}", "-", "-")?,
+                }
+            }
+            writeln!(f)?;
+        }
+        let Ratio { of_medians, of_p99 } = self.ratio;
+        writeln!(
+            f,
+            "\nAcquire + bind + Activate is {of_medians:.2} times libxdp's creation and insert (medians; p99 {of_p99:.2})"
+        )?;
+        let Footprint {
+            binary_bytes,
+            resident_kib,
+            anonymous_kib,
+        } = self.broker;
+        write!(
+            f,
+            "xsk-broker: {} KiB on disk; idle {resident_kib} KiB resident, of which {anonymous_kib} KiB are its own",
+            binary_bytes / 1024
+        )
+    }
+}

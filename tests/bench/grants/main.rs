@@ -1,0 +1,129 @@
+//! What a grant costs, beside the same socket made directly as root with libxdp: `cargo xtask bench grants` builds and
+//! starts it.
+//!
+//! One world, one veth, one run: the contenders take turns, each on queues of its own. A queue is busy for up to 50 ms
+//! after its socket was closed (`xdp_put_umem` and `xsk_destruct` end in a work queue), so each contender goes round
+//! over many queues, and after every turn there is a pause in which the kernel and the broker clean up. Neither is
+//! measured.
+
+#![allow(clippy::print_stdout, reason = "figures are what a bench is for")]
+
+mod figures;
+mod footprint;
+mod libxdp;
+mod ours;
+
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use e2e::broker::BrokerProcess;
+use e2e::uids::Uid;
+use e2e::world::{Side, World};
+use xsk_client::wire::RingSizes;
+
+use figures::{Figures, Rounds};
+use footprint::Footprint;
+use libxdp::Libxdp;
+use ours::Ours;
+
+/// The queues of each contender: ours are the first half of the device's.
+const QUEUES: u32 = 32;
+/// As the broker makes rings where it is told no size.
+const RINGS: RingSizes = RingSizes::all(2048);
+/// 4 MiB in all: of the default RLIMIT_MEMLOCK, 8 MiB, a umem that the kernel has not let go of leaves room for one.
+const CHUNKS: u32 = 2048;
+const CHUNK_BYTES: u32 = 2048;
+/// Rounds before the first that counts. The very first grant loads and attaches the XDP program.
+const WARM_UP: u32 = 10;
+/// Between turns.
+const PAUSE: Duration = Duration::from_millis(30);
+
+struct Arguments {
+    rounds: u32,
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    match Arguments::read(std::env::args().skip(1)).and_then(|arguments| bench(&arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Arguments {
+    fn read(mut words: impl Iterator<Item = String>) -> Result<Self> {
+        let mut arguments = Self {
+            rounds: 1000,
+            json: false,
+        };
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--json" => arguments.json = true,
+                "--rounds" => {
+                    let rounds = words.next().context("--rounds wants a number")?;
+                    arguments.rounds = rounds.parse().context("--rounds wants a number")?;
+                }
+                other => bail!("{other}? Run `cargo xtask bench grants`"),
+            }
+        }
+        anyhow::ensure!(arguments.rounds > 0, "--rounds wants a number above 0");
+        Ok(arguments)
+    }
+}
+
+fn bench(arguments: &Arguments) -> Result<()> {
+    let world = World::builder().queues(2 * QUEUES).build()?;
+    let uid = Uid::take()?;
+    let policy = format!(
+        "[interface.eth0]\nqueue-lock = \"none\"\n\
+         [[allow]]\nname = \"bench\"\nuser = {}\ninterface = \"eth0\"\nqueues = \"0-{}\"\nsockets = [\"prepared\"]\n",
+        uid.number(),
+        QUEUES - 1
+    );
+    let mut broker = BrokerProcess::start(&world, &policy)?;
+    let footprint = Footprint::of_idle(broker.process().pid())?;
+    let libxdp = Libxdp::start(&world)?;
+    let socket = broker.paths().socket();
+
+    // A thread without a capability is what the kernel and the broker see; a process would measure nothing else.
+    let rounds = world.run_as(Side::Host, &uid.user(), move || {
+        measure(Ours::connect(&socket)?, libxdp, arguments.rounds)
+    })??;
+    broker.stop()?;
+
+    let figures = Figures::new(&rounds, footprint);
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&figures)?);
+    } else {
+        println!("{figures}");
+    }
+    Ok(())
+}
+
+fn measure(mut ours: Ours, mut libxdp: Libxdp, count: u32) -> Result<Rounds> {
+    let mut rounds = Rounds::default();
+    for round in 0..WARM_UP + count {
+        let queue = round % QUEUES;
+        let steps = ours.by_steps(queue)?;
+        thread::sleep(PAUSE);
+        let theirs = libxdp.turn(QUEUES + queue)?;
+        thread::sleep(PAUSE);
+        let library = ours.by_library((queue + QUEUES / 2) % QUEUES)?;
+        thread::sleep(PAUSE);
+
+        if round >= WARM_UP {
+            rounds.ours.push(steps);
+            rounds.libxdp.push(theirs);
+            rounds.library.push(library);
+        }
+        if round % 100 == 99 {
+            eprintln!("round {} of {}", round + 1, WARM_UP + count);
+        }
+    }
+    Ok(rounds)
+}

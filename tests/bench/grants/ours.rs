@@ -1,0 +1,141 @@
+//! Our side: an unprivileged client of the real broker.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::net::xdp::{
+    XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc,
+    XdpRingOffset,
+};
+use xsk_client::sys::{self, BindFlags, Mapping, Prefault};
+use xsk_client::wire::{Acquire, QueueSet, SocketKind, Target};
+use xsk_client::{BindOptions, Broker, Grant, Request, Umem, UmemOptions};
+
+use crate::{CHUNK_BYTES, CHUNKS, RINGS};
+
+/// What the steps of one grant took.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Steps {
+    /// `Acquire`, from the request to the fd.
+    pub(crate) acquire: Duration,
+    /// A memfd, mapped and prefaulted.
+    pub(crate) memory: Duration,
+    /// Registering it.
+    pub(crate) umem: Duration,
+    /// Mapping the rings, and the bind.
+    pub(crate) bind: Duration,
+    /// `Activate`.
+    pub(crate) activate: Duration,
+    /// `Release`, and closing and unmapping everything.
+    pub(crate) close: Duration,
+}
+
+pub(crate) struct Ours {
+    broker: Broker,
+}
+
+impl Ours {
+    pub(crate) fn connect(socket: &Path) -> Result<Self> {
+        Ok(Self {
+            broker: Broker::connect_to(socket)?,
+        })
+    }
+
+    /// One grant as the library makes it, with its system calls in its order, so that each step can be timed.
+    pub(crate) fn by_steps(&mut self, queue: u32) -> Result<Steps> {
+        let Target { interface, queues } = target(queue)?;
+        let request = acquire_of(interface, queues);
+        let mut lap = Lap::start();
+        let (acquired, sockets) = self.broker.acquire(&request)?;
+        let acquire = lap.next();
+        let socket = sockets.into_iter().next().context("a grant without a socket")?;
+
+        let memfd = memfd_create("bench", MemfdFlags::CLOEXEC)?;
+        let bytes = u64::from(CHUNKS) * u64::from(CHUNK_BYTES);
+        ftruncate(&memfd, bytes)?;
+        let mapping = Mapping::new(&memfd, 0, usize::try_from(bytes)?, Prefault::Yes)?;
+        let memory = lap.next();
+        sys::register_umem(&socket, &mapping, CHUNK_BYTES)?;
+        let umem = lap.next();
+
+        let at = sys::mmap_offsets(&socket)?;
+        let ring = |page, offset: &XdpRingOffset, entries: u32, entry_bytes| -> Result<Mapping> {
+            let bytes = usize::try_from(offset.desc)? + usize::try_from(entries)? * entry_bytes;
+            Ok(Mapping::new(&socket, page, bytes, Prefault::Yes)?)
+        };
+        let rings = [
+            ring(XDP_UMEM_PGOFF_FILL_RING, &at.fr, RINGS.fill, size_of::<u64>())?,
+            ring(
+                XDP_UMEM_PGOFF_COMPLETION_RING,
+                &at.cr,
+                RINGS.completion,
+                size_of::<u64>(),
+            )?,
+            ring(XDP_PGOFF_RX_RING, &at.rx, RINGS.rx, size_of::<XdpDesc>())?,
+            ring(XDP_PGOFF_TX_RING, &at.tx, RINGS.tx, size_of::<XdpDesc>())?,
+        ];
+        let flags = BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP;
+        sys::bind(&socket, acquired.interface_index, queue, flags)?;
+        let bind = lap.next();
+        self.broker.activate(acquired.lease)?;
+        let activate = lap.next();
+
+        self.broker.release(acquired.lease)?;
+        drop((rings, socket, mapping, memfd));
+        let close = lap.next();
+        Ok(Steps {
+            acquire,
+            memory,
+            umem,
+            bind,
+            activate,
+            close,
+        })
+    }
+
+    /// One grant through the library's own types, from the request to the active socket.
+    pub(crate) fn by_library(&mut self, queue: u32) -> Result<Duration> {
+        let request = Request::new(target(queue)?).rings(RINGS);
+        let mut lap = Lap::start();
+        let grant = Grant::acquire(&mut self.broker, request)?;
+        let umem = Umem::new(&UmemOptions::new().chunks(CHUNKS).chunk_bytes(CHUNK_BYTES))?;
+        let bound = grant.bind_one(umem, &BindOptions::new())?;
+        let lease = bound.lease();
+        let xsk = bound.activate(&mut self.broker)?;
+        let all = lap.next();
+        self.broker.release(lease)?;
+        drop(xsk);
+        Ok(all)
+    }
+}
+
+fn target(queue: u32) -> Result<Target> {
+    Ok(format!("eth0:{queue}").parse()?)
+}
+
+fn acquire_of(interface: xsk_client::wire::InterfaceName, queues: QueueSet) -> Acquire {
+    Acquire {
+        interface,
+        queues,
+        sockets: SocketKind::Prepared,
+        rings: Some(RINGS),
+        label: None,
+    }
+}
+
+/// A stop-watch.
+struct Lap(Instant);
+
+impl Lap {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Since the start, or since the last call.
+    fn next(&mut self) -> Duration {
+        let last = std::mem::replace(&mut self.0, Instant::now());
+        self.0 - last
+    }
+}

@@ -1,0 +1,25 @@
+//! `cargo xtask bench`: what things cost, beside what others pay for the same, in one run.
+//!
+//! **Invariant**: no figure stands alone. Contenders take turns on the same device, and what is claimed is a ratio.
+
+mod grants;
+
+use anyhow::Result;
+
+/// Measure beside the peers, in one run: medians, 99th percentiles, ratios.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    Grants(grants::Arguments),
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.what {
+        What::Grants(arguments) => grants::run(arguments),
+    }
+}
