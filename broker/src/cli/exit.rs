@@ -47,7 +47,9 @@ impl From<Exit> for ExitCode {
 /// What an error means for the exit code.
 pub fn of_error(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<CallError>() {
-        Some(CallError::Connect { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Exit::Denied,
+        Some(CallError::Connect { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+            Exit::Denied
+        }
         Some(CallError::Connect { .. } | CallError::Connection { .. } | CallError::Timeout { .. }) => {
             Exit::Unreachable
         }
