@@ -13,8 +13,8 @@ use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use xsk_client::wire::Lease;
 
-use crate::puppet::{Order, Puppet, Seen};
 use crate::lease_scene::{PATIENCE, Traffic, leases, policy, port, wait_until};
+use crate::puppet::{Order, Puppet, Seen};
 
 const IDLE: Duration = Duration::from_secs(5);
 

@@ -11,8 +11,8 @@ use e2e::world::{Side, World};
 use serde_json::Value;
 use xsk_client::wire::Acquired;
 
-use crate::puppet::{Order, Puppet, Seen};
 use crate::lease_scene::{Traffic, leases, policy, wait_event, wait_until};
+use crate::puppet::{Order, Puppet, Seen};
 
 const IDLE: Duration = Duration::from_secs(5);
 /// A command that anybody can run inside, and that says something if it is run.

@@ -11,8 +11,8 @@ use e2e::packets::{self, Checksums, Mac, Parsed};
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 
-use crate::puppet::{Order, Puppet, Seen};
 use crate::lease_scene::{PATIENCE, Traffic, payload, policy, port};
+use crate::puppet::{Order, Puppet, Seen};
 
 const QUEUE: u32 = 3;
 const IDLE: Duration = Duration::from_secs(5);

@@ -10,8 +10,8 @@ use e2e::status::{Capabilities, Status};
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 
-use crate::puppet::Puppet;
 use crate::lease_scene::{operator, policy, wait_until};
+use crate::puppet::Puppet;
 
 /// CAP_NET_ADMIN, CAP_NET_RAW, CAP_IPC_LOCK, CAP_BPF (include/uapi/linux/capability.h).
 const KEPT: u64 = 1 << 12 | 1 << 13 | 1 << 14 | 1 << 39;

@@ -8,8 +8,10 @@ use e2e::world::{Side, World};
 use serde_json::json;
 use xsk_client::wire::LeaseState;
 
+use crate::lease_scene::{
+    SILENCE, Traffic, allow, allow_with, interface, leases, policy, state_of, wait_event,
+};
 use crate::puppet::{Order, Puppet, Seen};
-use crate::lease_scene::{SILENCE, Traffic, allow, allow_with, interface, leases, policy, state_of, wait_event};
 
 const IDLE: Duration = Duration::from_secs(5);
 

@@ -7,8 +7,8 @@ use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use serde_json::json;
 
-use crate::puppet::{Puppet, Seen};
 use crate::lease_scene::{Traffic, allow_with, interface, leases, policy, state_of};
+use crate::puppet::{Puppet, Seen};
 
 #[test]
 fn who_has_no_rule_gets_nothing() {

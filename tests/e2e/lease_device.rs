@@ -13,8 +13,8 @@ use e2e::world::{Side, World};
 use serde_json::json;
 use xsk_client::wire::XdpMode;
 
-use crate::puppet::{Order, Puppet, Seen};
 use crate::lease_scene::{PATIENCE, Traffic, allow, interface, leases, policy, wait_event, wait_until};
+use crate::puppet::{Order, Puppet, Seen};
 
 const IDLE: Duration = Duration::from_secs(5);
 

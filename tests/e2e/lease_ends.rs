@@ -10,11 +10,11 @@ use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use xsk_client::wire::LeaseState;
 
-use crate::puppet::{Failure, Order, Puppet, Seen};
 use crate::lease_scene::{
     PATIENCE, SILENCE, Traffic, allow_with, interface, leases, operator, policy, state_of, wait_event,
     wait_until,
 };
+use crate::puppet::{Failure, Order, Puppet, Seen};
 
 const IDLE: Duration = Duration::from_secs(5);
 

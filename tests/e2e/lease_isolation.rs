@@ -10,8 +10,8 @@ use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use serde_json::json;
 
-use crate::puppet::{Order, Puppet, Seen};
 use crate::lease_scene::{Traffic, allow, interface, payload, policy, port};
+use crate::puppet::{Order, Puppet, Seen};
 
 const IDLE: Duration = Duration::from_secs(5);
 

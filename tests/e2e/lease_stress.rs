@@ -11,8 +11,8 @@ use e2e::leaks::{Fds, Leaks};
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 
-use crate::puppet::Puppet;
 use crate::lease_scene::{PATIENCE, Traffic, operator, policy, port, wait_until};
+use crate::puppet::Puppet;
 
 const OPERATIONS: u32 = 300;
 const USERS: usize = 4;

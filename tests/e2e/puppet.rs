@@ -237,7 +237,7 @@ impl Strings {
     }
 
     fn taken_by(self, mut holder: Option<Holder>) -> Puppet {
-        let deadline = Instant::now() + super::scene::PATIENCE;
+        let deadline = Instant::now() + super::lease_scene::PATIENCE;
         let stream = loop {
             match self.listener.accept() {
                 Ok((stream, _)) => break stream,

@@ -15,8 +15,8 @@ use xsk_client::sys::{self, BindFlags, Mapping, Prefault};
 use xsk_client::wire::{Acquired, RingSizes};
 use xsk_client::{BindOptions, Broker, CallError, Error, Grant, Request, Umem, UmemOptions, Xsk};
 
-use crate::puppet::{Failure, Introduction, Order, Seen};
 use crate::lease_scene::read_frame;
+use crate::puppet::{Failure, Introduction, Order, Seen};
 
 /// A body: takes its strings at the path that it is given, and ends when they are cut.
 pub(crate) fn puppet(arguments: &[String]) {
