@@ -263,7 +263,18 @@ fn attach_as(program: &mut Xdp, device: &Device, mode: XdpMode) -> Result<(FdLin
         Err(error) => return Err(failed(error)),
     };
     let link = program.take_link(id).map_err(failed)?;
-    // Anything but an fd would be a netlink attachment, which dies with nobody: aya's way on kernels before 5.9.
+    // Where the kernel says EINVAL to a link, as it does for a device that is not there at that moment
+    // (`bpf_xdp_link_attach`, net/core/dev.c), aya attaches over netlink, which dies with nobody. Such a link is detached
+    // when it is dropped, but not once `FdLink::try_from` has refused it; and only its Debug tells what it is.
+    if format!("{link:?}").contains("NlLink") {
+        drop(link);
+        let came_back = io::Error::from_raw_os_error(libc::ENODEV);
+        return Err(AttachError::Failed(xdp_failure(
+            "make a BPF link",
+            &device.name,
+            came_back,
+        )));
+    }
     let link =
         FdLink::try_from(link).map_err(|source| xdp_failure("make a BPF link", &device.name, source))?;
     Ok((link, mode))
