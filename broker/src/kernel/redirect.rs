@@ -18,6 +18,7 @@ use aya::{Ebpf, EbpfLoader};
 use caps::Capability;
 use xsk_client::wire::{InterfaceName, XdpMode};
 
+use super::netlink::Link;
 use super::pins::{Pin, PinDirectory};
 use super::xsk::Xsk;
 use crate::device::Device;
@@ -62,17 +63,18 @@ impl Redirect {
     /// Loads the program with maps for as many queues as the device can ever have, attaches it as the policy says,
     /// and pins the link, so that a crash of the broker does not stop the holders' packets.
     ///
-    /// It takes a reservation to show that a policy has decided so.
+    /// It takes a reservation to show that a policy has decided so; `link` is what the device has now.
     ///
     /// # Errors
     ///
     /// [`AttachError`]; the device is as it was.
     pub fn attach(
         reservation: &Reservation,
-        device: &Device,
+        link: &Link,
         pins: &Rc<PinDirectory>,
     ) -> Result<Self, AttachError> {
-        if let Some((_, program)) = device.xdp {
+        let device = reservation.device();
+        if let Some((_, program)) = link.xdp {
             return Err(AttachError::Foreign(Some(program)));
         }
         let setting = reservation.terms().settings().xdp;
