@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use sendfd::SendWithFd;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -23,6 +22,7 @@ use xsk_client::wire::{
     LeaseReference, MAX_MESSAGE_BYTES, MessageBuffer, SERVICE_INTERFACE, ServiceError, ServiceInfo, encode,
 };
 
+use crate::call::{Malformed, invalid, parameters, read_call};
 use crate::charge::Charge;
 use crate::end::{self, Reason};
 use crate::engine::EngineHandle;
@@ -64,10 +64,8 @@ enum Closed {
     ReplyDeadline,
     #[error(transparent)]
     Framing(#[from] FramingError),
-    #[error("not JSON: {0}")]
-    Malformed(#[from] serde_json::Error),
-    #[error("not a JSON object")]
-    NotAnObject,
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -91,13 +89,12 @@ impl Connection {
     async fn serve_requests(&mut self) -> Result<(), Closed> {
         let mut buffer = MessageBuffer::new(MAX_MESSAGE_BYTES);
         while let Some(message) = self.next_message(&mut buffer).await? {
-            let call = match read_call(&message) {
+            let call = match read_call(&message)? {
                 Ok(call) => call,
-                Err(NoCall::Wrong(error)) => {
-                    self.send(&encode(&error)?).await?;
+                Err(wrong) => {
+                    self.send(&encode(&wrong).map_err(io::Error::from)?).await?;
                     continue;
                 }
-                Err(NoCall::Malformed(closed)) => return Err(closed),
             };
             let answer = self.answer(&call).await;
             if call.oneway {
@@ -388,28 +385,6 @@ async fn watch_holder(pidfd: Readable, lease: LeaseId, ended: oneshot::Receiver<
     }
 }
 
-/// Why a message is no call.
-enum NoCall {
-    /// An object with wrong members: its sender may want to know which.
-    Wrong(BrokerError),
-    /// No JSON object at all: whoever sends that does not speak the protocol.
-    Malformed(Closed),
-}
-
-fn read_call(message: &[u8]) -> Result<Call<'_>, NoCall> {
-    // The whole message first, to its last byte, and without recursion, however deep it is.
-    let whole: &RawValue =
-        serde_json::from_slice(message).map_err(|error| NoCall::Malformed(Closed::Malformed(error)))?;
-    if !whole.get().starts_with('{') {
-        return Err(NoCall::Malformed(Closed::NotAnObject));
-    }
-    wire::object(&mut serde_json::Deserializer::from_str(whole.get())).map_err(|error| {
-        NoCall::Wrong(BrokerError::InvalidRequest {
-            message: format!("not a call: {error}"),
-        })
-    })
-}
-
 /// `org.varlink.service`.
 fn service_method(call: &Call<'_>, method: &str) -> Result<Answer, RequestError> {
     #[derive(Deserialize)]
@@ -461,18 +436,6 @@ fn reply(parameters: &impl Serialize) -> Result<Answer, RequestError> {
     encode(&Success { parameters })
         .map(Answer::Message)
         .map_err(|error| unencodable(error).into())
-}
-
-/// A call's parameters, strictly; none are an empty object.
-fn parameters<T: for<'de> Deserialize<'de>>(call: &Call<'_>) -> Result<T, Error> {
-    let json = call.parameters.map_or("{}", |parameters| parameters.get());
-    wire::object(&mut serde_json::Deserializer::from_str(json)).map_err(|error| invalid(call, error).into())
-}
-
-fn invalid(call: &Call<'_>, what: impl std::fmt::Display) -> BrokerError {
-    BrokerError::InvalidRequest {
-        message: format!("parameters of {}: {what}", call.method),
-    }
 }
 
 fn unencodable(error: serde_json::Error) -> Error {

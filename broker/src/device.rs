@@ -2,12 +2,12 @@
 
 use std::io;
 
-use netlink_packet_route::link::XdpAttached;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 use xsk_client::wire::InterfaceName;
 
 use crate::error::Failure;
 use crate::kernel::ethtool::Channels;
-use crate::kernel::netlink;
+use crate::kernel::netlink::{self, Link};
 
 /// A device of the broker's network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,42 +20,56 @@ pub struct Device {
     pub rx_queues: u32,
     /// The most queues that it can have: the size of the XSKMAP.
     pub max_queues: u32,
-    /// The bridge or bond that it is a port of.
-    pub controller: Option<u32>,
-    /// The XDP program that is attached, and where.
-    pub xdp: Option<(XdpAttached, u32)>,
 }
 
 impl Device {
     /// Looks a device up. `None`: there is none of that name.
     ///
+    /// It asks for no more than every request needs: whatever rtnetlink knows waits for the lock of all network
+    /// configuration on this machine, and takes longer to tell than a socket takes to make. See [`Device::link`].
+    ///
     /// # Errors
     ///
-    /// Other failures of rtnetlink and ethtool than that the device or the question is unknown.
+    /// Other failures of the two ioctls than that the device or the question is unknown.
     pub fn look_up(name: &InterfaceName) -> Result<Option<Self>, Failure> {
         let missing = |error: &io::Error| error.raw_os_error() == Some(libc::ENODEV);
-        let link = match netlink::link(name) {
-            Ok(link) => link,
+        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+            .map_err(|source| Failure::kernel("socket", name, source))?;
+        let index = match netdevice::name_to_index(&socket, name.as_str()).map_err(io::Error::from) {
+            Ok(index) => index,
             Err(error) if missing(&error) => return Ok(None),
-            Err(error) => return Err(Failure::kernel("RTM_GETLINK", name, error)),
+            Err(error) => return Err(Failure::kernel("SIOCGIFINDEX", name, error)),
         };
-        let (rx_queues, max_queues) = match Channels::of(name) {
+        let (rx_queues, max_queues) = match Channels::of(&socket, name) {
             Ok(channels) => (channels.rx(), channels.max().max(channels.rx())),
             Err(error) if missing(&error) => return Ok(None),
             // A driver that does not tell has the queues that were allocated for it, all in use.
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                (link.allocated_queues, link.allocated_queues)
-            }
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => match netlink::link_of(index) {
+                Ok(link) => (link.allocated_queues, link.allocated_queues),
+                Err(error) if missing(&error) => return Ok(None),
+                Err(error) => return Err(Failure::kernel("RTM_GETLINK", name, error)),
+            },
             Err(error) => return Err(Failure::kernel("ETHTOOL_GCHANNELS", name, error)),
         };
         Ok(Some(Self {
-            index: link.index,
+            index,
             name: name.clone(),
             rx_queues,
             max_queues,
-            controller: link.controller,
-            xdp: link.xdp,
         }))
+    }
+
+    /// What rtnetlink says about it now: whose port it is, and which XDP program it has. `None`: it is gone.
+    ///
+    /// # Errors
+    ///
+    /// As rtnetlink says.
+    pub fn link(&self) -> Result<Option<Link>, Failure> {
+        match netlink::link_of(self.index) {
+            Ok(link) => Ok(Some(link)),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(Failure::kernel("RTM_GETLINK", &self.name, error)),
+        }
     }
 
     /// Why taking packets from this device may cut the host off, if it may.
@@ -63,8 +77,8 @@ impl Device {
     /// # Errors
     ///
     /// As rtnetlink says.
-    pub fn uplink_role(&self) -> Result<Option<&'static str>, Failure> {
-        if self.controller.is_some() {
+    pub fn uplink_role(&self, link: &Link) -> Result<Option<&'static str>, Failure> {
+        if link.controller.is_some() {
             return Ok(Some("is a port of a bridge, bond or other controller"));
         }
         let default = netlink::carries_default_route(self.index)

@@ -94,8 +94,8 @@ pub fn acquire(
     let reservation = engine.leases.reserve(terms, device, peer)?;
 
     // 4. The XDP program, if this is the device's first grant; then count the queues, which attaching may change.
-    let redirect = redirect_for(engine, &reservation)?;
-    check_queues(&reservation)?;
+    let (redirect, device) = redirect_for(engine, &reservation)?;
+    check_queues(&reservation, &device)?;
 
     // 5. The sockets, confined as the terms say.
     let mut sockets = Vec::new();
@@ -195,18 +195,19 @@ pub fn refused(engine: &mut Engine, peer: &Peer, call: &Acquire, error: &Error) 
         .write(&line.reason(reason_of(error)).message(&chain(error)));
 }
 
-/// The program on the reservation's device, attached now if it is not there yet.
-fn redirect_for(engine: &mut Engine, reservation: &Reservation) -> Result<Redirect, Error> {
+/// The program on the reservation's device, attached now if it is not there yet; and the device as it is with it.
+fn redirect_for(engine: &mut Engine, reservation: &Reservation) -> Result<(Redirect, Device), Error> {
     let device = reservation.device();
     if let Some(redirect) = engine.redirects.get(&device.index) {
-        return Ok(redirect.clone());
+        return Ok((redirect.clone(), device.clone()));
     }
+    let link = device.link()?.ok_or_else(|| no_device(&device.name))?;
     if !reservation.terms().settings().uplink
-        && let Some(role) = device.uplink_role()?
+        && let Some(role) = device.uplink_role(&link)?
     {
         return Err(uplink(&device.name, role).into());
     }
-    let redirect = Redirect::attach(reservation, device, &engine.pins).map_err(|error| match error {
+    let redirect = Redirect::attach(reservation, &link, &engine.pins).map_err(|error| match error {
         AttachError::Foreign(program) => foreign_program(&device.name, program).into(),
         AttachError::NotNative(cause) => not_native(&device.name, &cause).into(),
         AttachError::Failed(failure) => of_device(&device.name, failure),
@@ -215,13 +216,13 @@ fn redirect_for(engine: &mut Engine, reservation: &Reservation) -> Result<Redire
         .audit
         .write(&Line::new(Event::Attached).device(&device.name, redirect.mode()));
     engine.redirects.insert(device.index, redirect.clone());
-    Ok(redirect)
+    let device = Device::look_up(&device.name)?.ok_or_else(|| no_device(&device.name))?;
+    Ok((redirect, device))
 }
 
 /// Refuses queues that the device does not have, or not now.
-fn check_queues(reservation: &Reservation) -> Result<(), Error> {
-    let name = &reservation.device().name;
-    let device = Device::look_up(name)?.ok_or_else(|| no_device(name))?;
+fn check_queues(reservation: &Reservation, device: &Device) -> Result<(), Error> {
+    let name = &device.name;
     match reservation.terms().queues().iter().find(|queue| *queue >= device.rx_queues) {
         Some(queue) => Err(BrokerError::NoSuchQueue {
             interface: name.clone(),

@@ -4,6 +4,7 @@
 //! Read [`grant`] first: it is one grant from top to bottom. [`end`] is its counterpart.
 
 pub mod audit;
+pub mod call;
 pub mod charge;
 pub mod cli;
 pub mod connection;

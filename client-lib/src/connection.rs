@@ -110,11 +110,12 @@ impl Broker {
         self.ask("Activate", &Activate { lease })
     }
 
-    /// Ends a lease of one's own. It is no error where it has ended already.
+    /// Ends a lease of one's own. It is no error where it has ended already, or is another's: that
+    /// one goes on.
     ///
     /// # Errors
     ///
-    /// [`CallError::Refused`]: `NoSuchLease` where it is another's.
+    /// Those of the connection.
     pub fn release(&mut self, lease: u64) -> Result<(), CallError> {
         self.ask::<Nothing>("Release", &LeaseReference { lease })
             .map(drop)

@@ -42,6 +42,7 @@ fn activate_waits_for_the_bind() {
     let first = holder.activate(lease).unwrap();
     holder.ask(&Order::Reconnect).unwrap();
     assert_eq!(holder.activate(lease).unwrap(), first, "once more is fine");
+    wait_event(&broker, "activated", lease);
     let activated = broker
         .audit()
         .unwrap()

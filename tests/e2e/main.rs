@@ -8,6 +8,7 @@
 )]
 
 mod broker_crash;
+mod cli_words;
 mod fixture_leaks;
 mod fixture_packets;
 mod fixture_users;
@@ -27,6 +28,7 @@ mod lease_isolation;
 mod lease_scene;
 mod lease_stress;
 mod papers_python;
+mod policy_start;
 mod puppet;
 mod puppet_body;
 mod scene;

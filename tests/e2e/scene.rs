@@ -81,17 +81,17 @@ impl<'w> Scene<'w> {
         assert!(log.iter().all(|line| !line.contains("panic")), "{log:?}");
         // What is attached at a device's first grant stays until the broker ends.
         let stays = |line: &String| line.contains("anon_inode:bpf");
+        // And the socket that the broker asks with whether a queue is taken, from its first question on.
+        let with_probe = self.fds.clone().with_one_more("socket");
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let fds: Vec<_> = Fds::of(pid)
-                .unwrap()
-                .differences(&self.fds)
-                .filter(|line| !stays(line))
-                .collect();
-            if fds.is_empty() {
+            let now = Fds::of(pid).unwrap();
+            let more =
+                |than: &Fds| -> Vec<String> { now.differences(than).filter(|line| !stays(line)).collect() };
+            if more(&self.fds).is_empty() || more(&with_probe).is_empty() {
                 break;
             }
-            assert!(Instant::now() < deadline, "{fds:?}");
+            assert!(Instant::now() < deadline, "{:?}", more(&self.fds));
             thread::sleep(Duration::from_millis(10));
         }
         self.leaks.expect_objects_gone(self.world, pid).unwrap();

@@ -148,6 +148,23 @@ fn who_hangs_up_before_the_reply_holds_nothing() {
 }
 
 #[test]
+fn who_wants_no_reply_holds_nothing() {
+    let world = World::new().unwrap();
+    let scene = Scene::new(&world);
+    let mut client = scene.client();
+    let mut call: Value =
+        serde_json::from_slice(message("Acquire", &acquire(1)).split_last().unwrap().1).unwrap();
+    call["oneway"] = json!(true);
+    client.send(format!("{call}\0").as_bytes()).unwrap();
+    let ended = |line: &Value| line["event"] == "ended" && line["reason"] == "not-delivered";
+    scene.broker.wait_audit(PATIENCE, ended).unwrap();
+    assert!(is_served(&mut client));
+    assert_eq!(leases(&mut client), Vec::<Value>::new());
+    drop(client);
+    scene.finish();
+}
+
+#[test]
 fn two_hundred_come_and_go() {
     let world = World::new().unwrap();
     let scene = Scene::new(&world);

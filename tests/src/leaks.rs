@@ -122,6 +122,13 @@ impl Fds {
         self.0.values().sum()
     }
 
+    /// The same with one more of a kind.
+    #[must_use]
+    pub fn with_one_more(mut self, kind: &str) -> Self {
+        *self.0.entry(kind.to_owned()).or_insert(0) += 1;
+        self
+    }
+
     /// What is other than before, one line each.
     pub fn differences<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = String> + 'a {
         let kinds: BTreeSet<&String> = self.0.keys().chain(before.0.keys()).collect();

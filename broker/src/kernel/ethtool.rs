@@ -5,9 +5,8 @@
 #![expect(unsafe_code, reason = "the SIOCETHTOOL ioctl")]
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use xsk_client::wire::InterfaceName;
 
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
@@ -29,12 +28,12 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// Asks the driver.
+    /// Asks the driver, over any socket of the device's network namespace.
     ///
     /// # Errors
     ///
     /// EOPNOTSUPP where the driver does not tell, ENODEV where there is no such device.
-    pub fn of(interface: &InterfaceName) -> io::Result<Self> {
+    pub fn of(socket: impl AsFd, interface: &InterfaceName) -> io::Result<Self> {
         let mut channels = Self {
             command: ETHTOOL_GCHANNELS,
             ..Self::default()
@@ -53,10 +52,9 @@ impl Channels {
                 ifru_data: (&raw mut channels).cast(),
             },
         };
-        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
         // SAFETY: `request` is an ifreq whose data points to the 36 bytes of an ethtool_channels, and both live
         // across the call; ETHTOOL_GCHANNELS writes no more than that.
-        let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+        let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCETHTOOL, &raw mut request) };
         if result == 0 {
             Ok(channels)
         } else {

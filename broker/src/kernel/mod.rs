@@ -2,6 +2,7 @@
 //!
 //! Only the engine's thread makes them, and only with [`Terms`](crate::policy::Terms) in its hand.
 
+pub mod bpf_link;
 pub mod ethtool;
 pub mod netlink;
 pub mod peer;

@@ -22,27 +22,12 @@ const RTNLGRP_LINK: u32 = 1;
 /// What rtnetlink says about one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// Its index.
-    pub index: u32,
     /// RX and TX queues that were allocated for it.
     pub allocated_queues: u32,
     /// The bridge, bond or other device that it is a port of.
     pub controller: Option<u32>,
     /// The XDP program that is attached, and where.
     pub xdp: Option<(XdpAttached, u32)>,
-}
-
-/// Looks a device up by its name, in this network namespace.
-///
-/// # Errors
-///
-/// ENODEV where there is none.
-pub fn link(interface: &InterfaceName) -> io::Result<Link> {
-    let mut question = LinkMessage::default();
-    question
-        .attributes
-        .push(LinkAttribute::IfName(interface.to_string()));
-    one_link(question)
 }
 
 /// Looks a device up by its index, in this network namespace.
@@ -53,10 +38,6 @@ pub fn link(interface: &InterfaceName) -> io::Result<Link> {
 pub fn link_of(index: u32) -> io::Result<Link> {
     let mut question = LinkMessage::default();
     question.header.index = index;
-    one_link(question)
-}
-
-fn one_link(question: LinkMessage) -> io::Result<Link> {
     let answers = ask(RouteNetlinkMessage::GetLink(question), NLM_F_REQUEST | NLM_F_ACK)?;
     let link = answers.into_iter().find_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(link) => Some(link),
@@ -89,7 +70,6 @@ pub fn device_names() -> io::Result<Vec<InterfaceName>> {
 
 fn read_link(message: &LinkMessage) -> Link {
     let mut link = Link {
-        index: message.header.index,
         allocated_queues: 1,
         controller: None,
         xdp: None,
@@ -357,14 +337,15 @@ mod tests {
 
     #[test]
     fn every_namespace_has_a_loopback() {
-        let link = link(&"lo".parse().unwrap()).unwrap();
-        assert_eq!((link.index, link.controller, link.xdp), (1, None, None));
-        assert!(!carries_default_route(link.index).unwrap());
+        const LOOPBACK_IFINDEX: u32 = 1;
+        let link = link_of(LOOPBACK_IFINDEX).unwrap();
+        assert_eq!((link.controller, link.xdp), (None, None));
+        assert!(!carries_default_route(LOOPBACK_IFINDEX).unwrap());
     }
 
     #[test]
     fn a_device_that_is_not_there_is_enodev() {
-        let error = link(&"no-such-dev".parse().unwrap()).unwrap_err();
+        let error = link_of(0x7fff_ffff).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
     }
 

@@ -8,16 +8,17 @@ use std::cell::RefCell;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use aya::maps::{MapData, PerCpuArray, XskMap};
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{ProgramError, Xdp, XdpMode as AyaMode};
+use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use caps::Capability;
 use xsk_client::wire::{InterfaceName, XdpMode};
 
+use super::bpf_link;
+use super::netlink::Link;
 use super::pins::{Pin, PinDirectory};
 use super::xsk::Xsk;
 use crate::device::Device;
@@ -38,7 +39,7 @@ struct Attached {
     counters: PerCpuArray<MapData, [u64; 2]>,
     /// Before the fd of the link: without its file in bpffs, the fd is the last thing that holds the link.
     _pin: Pin,
-    _link: PinnedLink,
+    _link: OwnedFd,
 }
 
 /// Why the program is not on the device.
@@ -62,17 +63,18 @@ impl Redirect {
     /// Loads the program with maps for as many queues as the device can ever have, attaches it as the policy says,
     /// and pins the link, so that a crash of the broker does not stop the holders' packets.
     ///
-    /// It takes a reservation to show that a policy has decided so.
+    /// It takes a reservation to show that a policy has decided so; `link` is what the device has now.
     ///
     /// # Errors
     ///
     /// [`AttachError`]; the device is as it was.
     pub fn attach(
         reservation: &Reservation,
-        device: &Device,
+        link: &Link,
         pins: &Rc<PinDirectory>,
     ) -> Result<Self, AttachError> {
-        if let Some((_, program)) = device.xdp {
+        let device = reservation.device();
+        if let Some((_, program)) = link.xdp {
             return Err(AttachError::Foreign(Some(program)));
         }
         let setting = reservation.terms().settings().xdp;
@@ -148,7 +150,7 @@ impl Redirect {
 impl Attached {
     fn new(
         mut ebpf: Ebpf,
-        link: FdLink,
+        link: OwnedFd,
         mode: XdpMode,
         device: &Device,
         pins: &Rc<PinDirectory>,
@@ -162,8 +164,7 @@ impl Attached {
         let counters = PerCpuArray::try_from(map(xdp_ebpf::QUEUE_COUNTERS)?)
             .map_err(|source| xdp_failure("open queue_counters", &device.name, source))?;
         let name = PinDirectory::link_name(device.index);
-        let link = link
-            .pin(pins.path_for(&name))
+        bpf_link::pin(link.as_fd(), &pins.path_for(&name))
             .map_err(|source| xdp_failure("pin the link", &device.name, source))?;
         let pin = Pin::new(pins, name);
         let interface = device.name.clone();
@@ -226,47 +227,40 @@ fn load(device: &Device) -> Result<Ebpf, Failure> {
         .map_err(|source| xdp_failure("load the XDP object", &device.name, source))
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, device: &Device) -> Result<&'a mut Xdp, Failure> {
+/// Loads the program; its fd lives as long as the object.
+fn program<'a>(ebpf: &'a mut Ebpf, device: &Device) -> Result<BorrowedFd<'a>, Failure> {
     let program = ebpf
         .program_mut(xdp_ebpf::PROGRAM)
         .ok_or_else(|| xdp_failure("find the program in the object", &device.name, xdp_ebpf::PROGRAM))?;
     let program: &mut Xdp = program
         .try_into()
         .map_err(|source: ProgramError| xdp_failure("take the XDP program", &device.name, source))?;
-    program
-        .load()
-        .map_err(|source| xdp_failure("load the XDP program", &device.name, source))?;
-    Ok(program)
+    let failed = |source: ProgramError| xdp_failure("load the XDP program", &device.name, source);
+    program.load().map_err(failed)?;
+    Ok(program.fd().map_err(failed)?.as_fd())
 }
 
-fn attach_as(program: &mut Xdp, device: &Device, mode: XdpMode) -> Result<(FdLink, XdpMode), AttachError> {
-    let aya_mode = match mode {
-        XdpMode::Native => AyaMode::Driver,
-        XdpMode::Generic => AyaMode::Skb,
+fn attach_as(
+    program: BorrowedFd<'_>,
+    device: &Device,
+    mode: XdpMode,
+) -> Result<(OwnedFd, XdpMode), AttachError> {
+    let error = match bpf_link::attach(program, device.index, mode) {
+        Ok(link) => return Ok((link, mode)),
+        Err(error) => error,
     };
-    let failed = |source: ProgramError| {
-        AttachError::Failed(xdp_failure("attach the XDP program", &device.name, source))
-    };
-    let id = match program.attach_to_if_index(device.index, aya_mode) {
-        Ok(id) => id,
-        Err(ProgramError::SyscallError(error)) => {
-            return Err(match error.io_error.raw_os_error() {
-                // `dev_xdp_attach` (net/core/dev.c): the former for a program in the same mode, the latter for one
-                // in another.
-                Some(libc::EBUSY | libc::EEXIST) => AttachError::Foreign(None),
-                Some(libc::EOPNOTSUPP | libc::ERANGE) if mode == XdpMode::Native => {
-                    AttachError::NotNative(error.io_error)
-                }
-                _ => failed(ProgramError::SyscallError(error)),
-            });
-        }
-        Err(error) => return Err(failed(error)),
-    };
-    let link = program.take_link(id).map_err(failed)?;
-    // Anything but an fd would be a netlink attachment, which dies with nobody: aya's way on kernels before 5.9.
-    let link =
-        FdLink::try_from(link).map_err(|source| xdp_failure("make a BPF link", &device.name, source))?;
-    Ok((link, mode))
+    Err(match error.raw_os_error() {
+        // `dev_xdp_attach` (net/core/dev.c): the former for a program in the same mode, the latter for one in another.
+        Some(libc::EBUSY | libc::EEXIST) => AttachError::Foreign(None),
+        Some(libc::EOPNOTSUPP | libc::ERANGE) if mode == XdpMode::Native => AttachError::NotNative(error),
+        // `bpf_xdp_link_attach`: this is how it calls a device that is not there.
+        Some(libc::EINVAL) => AttachError::Failed(xdp_failure(
+            "attach the XDP program",
+            &device.name,
+            io::Error::from_raw_os_error(libc::ENODEV),
+        )),
+        _ => AttachError::Failed(xdp_failure("attach the XDP program", &device.name, error)),
+    })
 }
 
 fn xdp_failure(

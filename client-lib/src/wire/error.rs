@@ -38,11 +38,11 @@ pub enum BrokerError {
         /// For people.
         message: String,
     },
-    /// The rule's limits are used up, or a limit of the broker for one user.
+    /// The rule's limits are used up.
     #[error("{message}")]
     #[serde(rename = "org.xskbroker.Broker.QuotaExceeded", rename_all = "camelCase")]
     QuotaExceeded {
-        /// What is limited: `queues`, `ring-entries`, `connections`.
+        /// What is limited: `queues`, `ring-entries`.
         resource: String,
         /// The limit.
         limit: u64,
