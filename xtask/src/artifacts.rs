@@ -2,6 +2,7 @@
 //!
 //! The binaries are run by us and not by cargo, because some of them go through sudo.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -28,8 +29,8 @@ pub(crate) struct TestBinary {
 }
 
 /// The part that matters here of the messages that `cargo build --message-format=json` prints, one a line.
-#[derive(Deserialize)]
-struct Message {
+#[derive(Debug, Deserialize)]
+pub(crate) struct Message {
     reason: String,
     manifest_path: Option<PathBuf>,
     target: Option<Target>,
@@ -37,20 +38,21 @@ struct Message {
     executable: Option<PathBuf>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Target {
     name: String,
     kind: Vec<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Profile {
     test: bool,
 }
 
 impl Programs {
     pub(crate) fn build() -> Result<Self> {
-        let programs = messages(&["build", "--workspace", "--locked", "--bins", "--examples"])?;
+        let programs =
+            Build::new().messages(&["build", "--workspace", "--locked", "--bins", "--examples"])?;
         let echo = executable(&programs, "example", "echo")?;
         Ok(Self {
             broker: executable(&programs, "bin", "xsk-broker")?,
@@ -76,7 +78,7 @@ impl Programs {
 impl TestBinary {
     /// Builds all tests of the workspace.
     pub(crate) fn build_all() -> Result<Vec<Self>> {
-        let tests = messages(&["test", "--workspace", "--locked", "--no-run"])?;
+        let tests = Build::new().messages(&["test", "--workspace", "--locked", "--no-run"])?;
         Ok(tests.into_iter().filter_map(Self::from_message).collect())
     }
 
@@ -95,7 +97,7 @@ impl TestBinary {
 /// Builds one program in release, by the kind of its target (`bin`, `bench`), and returns where it is.
 pub(crate) fn build_release(package: &str, kind: &str, name: &str) -> Result<PathBuf> {
     let kind_option = format!("--{kind}");
-    let built = messages(&[
+    let built = Build::new().messages(&[
         "build",
         "--release",
         "--locked",
@@ -122,31 +124,74 @@ fn package_name(folder: &Path) -> String {
         .map_or_else(|_| folder.display().to_string(), |manifest| manifest.package.name)
 }
 
-/// Runs cargo, which tells people what it does on standard error, and returns what it tells programs.
-fn messages(arguments: &[&str]) -> Result<Vec<Message>> {
-    let mut cargo: Command = repository::cargo()?;
-    cargo
-        .args(arguments)
-        .arg("--message-format=json-render-diagnostics")
-        .stderr(Stdio::inherit());
-    eprintln!("$ cargo {}", arguments.join(" "));
-    let output = cargo.output().context("cargo cannot be started")?;
-    if !output.status.success() {
-        bail!("`cargo {}` failed: {}", arguments.join(" "), output.status);
-    }
-    let text = String::from_utf8(output.stdout).context("cargo printed something that is not UTF-8")?;
-    let messages: Vec<Message> = text
-        .lines()
-        .map(serde_json::from_str)
-        .collect::<Result<_, _>>()
-        .context("cargo printed a message of a form that xtask does not know")?;
-    Ok(messages
-        .into_iter()
-        .filter(|message| message.reason == "compiler-artifact")
-        .collect())
+/// How cargo is called: as it stands, or for another place than the host.
+#[derive(Debug, Default)]
+pub(crate) struct Build {
+    arguments: Vec<OsString>,
+    environment: Vec<(&'static str, String)>,
 }
 
-fn executable(messages: &[Message], kind: &str, name: &str) -> Result<PathBuf> {
+impl Build {
+    /// For the host, in the usual target folder.
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// In a target folder of its own.
+    pub(crate) fn target_dir(self, folder: &Path) -> Self {
+        self.argument("--target-dir").argument(folder)
+    }
+
+    /// For another target than the host's default; then build scripts and macros do not get the flags below.
+    pub(crate) fn target(self, triple: &str) -> Self {
+        self.argument("--target").argument(triple)
+    }
+
+    /// With flags for rustc.
+    pub(crate) fn rust_flags(self, flags: &str) -> Self {
+        self.environment("RUSTFLAGS", flags)
+    }
+
+    /// With a variable set.
+    pub(crate) fn environment(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.push((name, value.to_owned()));
+        self
+    }
+
+    fn argument(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Runs cargo, which tells people what it does on standard error, and returns what it tells programs.
+    pub(crate) fn messages(&self, arguments: &[&str]) -> Result<Vec<Message>> {
+        let mut cargo: Command = repository::cargo()?;
+        cargo
+            .args(arguments)
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .arg("--message-format=json-render-diagnostics")
+            .stderr(Stdio::inherit());
+        eprintln!("$ cargo {}", arguments.join(" "));
+        let output = cargo.output().context("cargo cannot be started")?;
+        if !output.status.success() {
+            bail!("`cargo {}` failed: {}", arguments.join(" "), output.status);
+        }
+        let text = String::from_utf8(output.stdout).context("cargo printed something that is not UTF-8")?;
+        let messages: Vec<Message> = text
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()
+            .context("cargo printed a message of a form that xtask does not know")?;
+        Ok(messages
+            .into_iter()
+            .filter(|message| message.reason == "compiler-artifact")
+            .collect())
+    }
+}
+
+/// The program of that kind and name among what cargo built.
+pub(crate) fn executable(messages: &[Message], kind: &str, name: &str) -> Result<PathBuf> {
     messages
         .iter()
         .filter(|message| {

@@ -14,6 +14,7 @@ mod repository;
 mod shell;
 mod test;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ enum Command {
     Demo(demo::Arguments),
     Test(test::Arguments),
     Bench(bench::Arguments),
+    Vm(vm::Arguments),
     Tidy(tidy::Arguments),
     Ci(ci::Arguments),
     BuildEbpf(build_ebpf::Arguments),
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Vm(arguments) => vm::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),

@@ -1,0 +1,160 @@
+//! Zero-copy: real where the device has it, refused in words where it has not, and told as it is.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use e2e::echo_loop::EchoLoop;
+use e2e::holder::Holder;
+use e2e::nics::{NICS, Nics};
+use e2e::raw_xsk::RawXsk;
+use e2e::skip;
+use e2e::skip::Skip;
+use e2e::tracing::CallCounts;
+use e2e::world::{Side, World};
+use rustix::net::xdp::SocketAddrXdpFlags;
+use xsk_client::Broker;
+use xsk_client::wire::BindMode;
+
+use crate::scene::{EVERY_INTERFACE, Scene, allow};
+
+const PORT: u16 = 7000;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Whether the driver takes a zero-copy socket of root's: the answer of the kernel alone, without anything of ours.
+fn probe(world: &World, device: u32) -> Result<(), rustix::io::Errno> {
+    let socket = world.run_in(Side::Host, || RawXsk::new(64)).unwrap().unwrap();
+    socket.bind(device, 0, SocketAddrXdpFlags::XDP_ZEROCOPY)
+}
+
+fn scene<'w>(world: &'w World, device: &str) -> Scene<'w> {
+    Scene::with_policy(world, |uid| allow("tenant", uid, device, "0") + EVERY_INTERFACE)
+}
+
+/// What `list` says of the only lease's only queue.
+fn listed_mode(scene: &Scene<'_>) -> Option<BindMode> {
+    let mut operator = Broker::connect_to(scene.broker.control_socket()).unwrap();
+    let leases = operator.list_leases().unwrap().leases;
+    assert_eq!(leases.len(), 1, "{leases:?}");
+    leases[0].queues[0].mode
+}
+
+/// Echoes between the peer's stack and the holder, every one compared.
+fn echo(world: &World, nics: &Nics, count: u32) {
+    let socket = world
+        .run_in(Side::PEER, || UdpSocket::bind("0.0.0.0:0"))
+        .unwrap()
+        .unwrap();
+    let mut round = EchoLoop::new((nics.host.address, PORT).into(), count);
+    // Fewer than the receiver's ring has: a virtual wire drops what does not fit.
+    round.window = 16;
+    let echoed = round.run(&socket).unwrap();
+    assert!(echoed.is_perfect(), "{echoed:?}");
+}
+
+#[test]
+fn the_driver_itself_moves_the_holders_packets() {
+    if !Nics::are_there() {
+        skip!(Skip::PlaceLacks(format!(
+            "network devices with zero-copy ({NICS}): `cargo xtask vm` has"
+        )));
+    }
+    let world = World::new().unwrap();
+    let nics = Nics::take(&world).unwrap();
+    if let Err(errno) = probe(&world, nics.host.index) {
+        skip!(Skip::KernelLacks {
+            probe: format!("bind(XDP_ZEROCOPY) of root's on virtio_net: {errno}")
+        });
+    }
+    let calls = CallCounts::of_module("virtio_net", |name| name.contains("xsk")).unwrap();
+    let scene = scene(&world, &nics.host.name);
+
+    let user = scene.uid.user();
+    let target = format!("{}:0", nics.host.name);
+    let mut holder = Holder::example(&world, Side::Host, &user, "echo", &[&target, "--zero-copy"]).unwrap();
+    // By XDP_OPTIONS after the bind.
+    let active = holder.wait_active().unwrap();
+    assert_eq!(active, format!("active lease 1 {target} mode zerocopy"));
+    assert_eq!(listed_mode(&scene), Some(BindMode::ZeroCopy));
+    let activated = scene
+        .broker
+        .wait_audit(PATIENCE, |line| line["event"] == "activated")
+        .unwrap();
+    println!("{activated}");
+
+    echo(&world, &nics, 2000);
+    // By the driver's deeds: its functions for such sockets ran, in both directions, and often enough.
+    let calls = calls.now().unwrap();
+    println!("{calls:?}");
+    for direction in ["recv", "xmit"] {
+        let ran = |(name, count): (&String, &u64)| name.contains(direction) && *count >= 10;
+        assert!(calls.iter().any(ran), "{direction}: {calls:?}");
+    }
+
+    holder.kill().unwrap();
+    scene
+        .broker
+        .wait_audit(PATIENCE, |line| line["event"] == "freed")
+        .unwrap();
+    scene.finish();
+}
+
+#[test]
+fn copy_mode_is_had_on_the_same_device_and_told_as_that() {
+    if !Nics::are_there() {
+        skip!(Skip::PlaceLacks(format!(
+            "network devices of a driver's ({NICS}): `cargo xtask vm` has"
+        )));
+    }
+    let world = World::new().unwrap();
+    let nics = Nics::take(&world).unwrap();
+    let calls = CallCounts::of_module("virtio_net", |name| name.contains("xsk")).unwrap();
+    let scene = scene(&world, &nics.host.name);
+    let user = scene.uid.user();
+    let target = format!("{}:0", nics.host.name);
+    let mut holder = Holder::example(&world, Side::Host, &user, "echo", &[&target]).unwrap();
+    let active = holder.wait_active().unwrap();
+    assert_eq!(active, format!("active lease 1 {target} mode copy"));
+    assert_eq!(listed_mode(&scene), Some(BindMode::Copy));
+    echo(&world, &nics, 2000);
+    let calls = calls.now().unwrap();
+    println!("{calls:?}");
+    holder.kill().unwrap();
+    scene
+        .broker
+        .wait_audit(PATIENCE, |line| line["event"] == "freed")
+        .unwrap();
+    scene.finish();
+}
+
+#[test]
+fn where_there_is_none_it_is_refused_with_the_reason() {
+    let world = World::new().unwrap();
+    let nics = Nics::are_there().then(|| Nics::take(&world).unwrap());
+    // A veth never has it; a driver's device may not, on an older kernel.
+    let mut devices = vec!["eth0".to_owned()];
+    devices.extend(
+        nics.iter()
+            .filter(|nics| probe(&world, nics.host.index).is_err())
+            .map(|nics| nics.host.name.clone()),
+    );
+    for device in devices {
+        let scene = scene(&world, &device);
+        let target = format!("{device}:0");
+        let user = scene.uid.user();
+        let mut holder =
+            Holder::example(&world, Side::Host, &user, "echo", &[&target, "--zero-copy"]).unwrap();
+        let status = holder.wait(PATIENCE).unwrap();
+        let words = holder.process().stderr().join("\n");
+        assert_eq!(status.code(), Some(1), "{words}");
+        assert!(words.contains(&target) && words.contains("zero-copy"), "{words}");
+        // Its lease went with it, and was never said to be active.
+        let ended = scene
+            .broker
+            .wait_audit(PATIENCE, |line| line["event"] == "ended")
+            .unwrap();
+        assert_eq!(ended["reason"], "holder-exited", "{ended}");
+        let audit = scene.broker.audit().unwrap();
+        assert!(audit.iter().all(|line| line["event"] != "activated"), "{audit:?}");
+        scene.finish();
+    }
+}

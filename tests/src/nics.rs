@@ -1,0 +1,116 @@
+//! Two real network devices joined by a wire, where there are such: in the virtual machine of `cargo xtask vm`. Their
+//! driver has what a veth has not, zero-copy above all.
+//!
+//! They live in the first network namespace, and a test takes them into its world. When the world ends the kernel puts
+//! them back, which the next taker waits for.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::netlink::{LinkState, Netlink};
+use crate::packets::Mac;
+use crate::patience::stretched;
+use crate::world::{Device, Side, World};
+
+/// The variable that has the two devices' addresses, parted by a space.
+pub const NICS: &str = "XSK_E2E_NICS";
+
+/// The two devices, in a world: the host's is `nic0`, the first peer's is `nic1`. Nobody else has them meanwhile.
+#[derive(Debug)]
+pub struct Nics {
+    /// On the host's side.
+    pub host: Device,
+    /// On the first peer's side.
+    pub peer: Device,
+    _taken: MutexGuard<'static, ()>,
+}
+
+impl Nics {
+    /// Whether there are such devices here.
+    pub fn are_there() -> bool {
+        std::env::var_os(NICS).is_some()
+    }
+
+    /// Takes them into a world, up and with addresses.
+    pub fn take(world: &World) -> Result<Self> {
+        static TAKEN: Mutex<()> = Mutex::new(());
+        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = std::env::var(NICS).context(NICS)?;
+        let [first, second] = told.split(' ').collect::<Vec<_>>()[..] else {
+            bail!("{NICS} has not two addresses: {told}");
+        };
+        let outside = Netlink::new()?;
+        let mut host = enter(&outside, world, Side::Host, first, "nic0")?;
+        let mut peer = enter(&outside, world, Side::PEER, second, "nic1")?;
+        host.address = Ipv4Addr::new(10, 78, 0, 1);
+        peer.address = Ipv4Addr::new(10, 78, 0, 2);
+        for (side, own, other) in [(Side::Host, &host, &peer), (Side::PEER, &peer, &host)] {
+            let netlink = world.netlink(side);
+            netlink.add_address(own.index, own.address)?;
+            netlink.set_link(own.index, LinkState::Up)?;
+            netlink.add_neighbour(own.index, other.address, other.mac)?;
+        }
+        Ok(Self {
+            host,
+            peer,
+            _taken: taken,
+        })
+    }
+}
+
+fn enter(outside: &Netlink, world: &World, side: Side, mac: &str, name: &str) -> Result<Device> {
+    let index = wait_for(mac)?;
+    // In a world there are devices by the names that the kernel gives.
+    outside.set_link(index, LinkState::Down)?;
+    outside.rename(index, name)?;
+    outside.move_to(index, world.namespace(side).net())?;
+    // It keeps its index unless that is taken inside.
+    let index = world.netlink(side).link(name)?.index;
+    let queues = world.ethtool(side).channels(name)?.rx;
+    Ok(Device {
+        name: name.to_owned(),
+        index,
+        mac: parse(mac)?,
+        address: Ipv4Addr::UNSPECIFIED,
+        queues,
+    })
+}
+
+/// The index of the device with that address, once it is out here.
+fn wait_for(mac: &str) -> Result<u32> {
+    let deadline = Instant::now() + stretched(Duration::from_secs(10));
+    loop {
+        for device in fs::read_dir("/sys/class/net").context("/sys/class/net")? {
+            let device = device?.path();
+            if read(&device, "address").is_some_and(|address| address == mac) {
+                let index = read(&device, "ifindex").context("a device without an index")?;
+                return Ok(index.parse()?);
+            }
+        }
+        if Instant::now() > deadline {
+            bail!("there is no network device {mac}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn read(device: &Path, attribute: &str) -> Option<String> {
+    let text = fs::read_to_string(device.join(attribute)).ok()?;
+    Some(text.trim().to_owned())
+}
+
+fn parse(mac: &str) -> Result<Mac> {
+    let bytes: Vec<u8> = mac
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16))
+        .collect::<Result<_, _>>()?;
+    let bytes = bytes
+        .try_into()
+        .map_err(|_| anyhow::anyhow!("{mac} is no Ethernet address"))?;
+    Ok(Mac(bytes))
+}

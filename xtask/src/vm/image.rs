@@ -1,0 +1,102 @@
+//! What the virtual machine has instead of a disk: our own programs, built statically, and nothing of a
+//! distribution's.
+//!
+//! The end-to-end suite in it is the very test that runs everywhere else, compiled for a machine without libraries.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::initramfs::{Initramfs, Mode};
+use super::kernel::Kernel;
+use crate::artifacts::{self, Build};
+use crate::repository;
+
+/// Static executables of the GNU target, which need no other tool chain than the one that is here.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The papers that tests read, by their paths in the repository.
+const PAPERS: [&str; 2] = ["README.md", "policy.example.toml"];
+
+/// The programs, built.
+#[derive(Debug)]
+pub(super) struct Programs {
+    init: PathBuf,
+    broker: PathBuf,
+    echo: PathBuf,
+    suite: PathBuf,
+}
+
+impl Programs {
+    /// Builds them, in a target folder of their own: they share nothing with the host's.
+    pub(super) fn build(cache: &Path) -> Result<Self> {
+        let build = Build::new()
+            .target_dir(&cache.join("build"))
+            .target(TARGET)
+            .rust_flags("-C target-feature=+crt-static");
+        let programs = build.messages(&["build", "--workspace", "--locked", "--bins", "--examples"])?;
+        let suite = build.messages(&[
+            "test",
+            "--package",
+            "e2e",
+            "--test",
+            "e2e",
+            "--locked",
+            "--no-run",
+        ])?;
+        Ok(Self {
+            init: artifacts::executable(&programs, "bin", "vm-init")?,
+            broker: artifacts::executable(&programs, "bin", "xsk-broker")?,
+            echo: artifacts::executable(&programs, "example", "echo")?,
+            suite: artifacts::executable(&suite, "test", "e2e")?,
+        })
+    }
+
+    /// Writes the initial file system for one kernel, and gives its path.
+    pub(super) fn write_image(&self, kernel: &Kernel, cache: &Path) -> Result<PathBuf> {
+        let mut image = Initramfs::default();
+        for folder in [
+            "bin",
+            "bin/examples",
+            "dev",
+            "etc",
+            "modules",
+            "papers",
+            "proc",
+            "run",
+            "sys",
+            "tmp",
+        ] {
+            image.folder(folder)?;
+        }
+        // The kernel opens it for the first program, before anything is mounted.
+        image.device("dev/console", [5, 1])?;
+        image.copy("init", Mode::Program, &self.init)?;
+        for (path, program) in [
+            ("bin/xsk-broker", &self.broker),
+            ("bin/examples/echo", &self.echo),
+            ("bin/e2e", &self.suite),
+        ] {
+            image.copy(path, Mode::Program, program)?;
+        }
+        for (number, module) in kernel.modules()?.iter().enumerate() {
+            let path = format!("modules/{number:02}-{}.ko", module.name);
+            image.file(&path, Mode::Text, &module.bytes)?;
+        }
+        let root = repository::root()?;
+        for paper in PAPERS {
+            image.copy(&format!("papers/{paper}"), Mode::Text, &root.join(paper))?;
+        }
+        image.file(
+            "etc/passwd",
+            Mode::Text,
+            b"root:x:0:0:root:/:/bin/false\nnobody:x:65534:65534::/:/bin/false\n",
+        )?;
+        image.file("etc/group", Mode::Text, b"root:x:0:\nnogroup:x:65534:\n")?;
+
+        let path = cache.join(format!("initramfs-{}", kernel.series.name));
+        fs::write(&path, image.finish()?).with_context(|| path.display().to_string())?;
+        Ok(path)
+    }
+}
