@@ -1,9 +1,10 @@
 //! Answers ARP, ICMP echo and UDP on one queue, without a capability.
 //!
-//!     echo eth0:4 [--ip 10.0.0.2] [--stats]
-//!     xsk-broker grant eth0:4 -- echo [--ip 10.0.0.2] [--stats]
+//!     echo eth0:4 [--ip 10.0.0.2] [--zero-copy] [--stats]
+//!     xsk-broker grant eth0:4 -- echo [--ip 10.0.0.2] [--zero-copy] [--stats]
 //!
-//! `--ip` answers for that address only; `--stats` prints a line of JSON each second. Ends by a signal, or when
+//! `--ip` answers for that address only; `--zero-copy` wants the device to read and write our memory itself, and fails
+//! where it cannot; `--stats` prints a line of JSON each second. Ends by a signal, or when
 //! its standard input is a pipe and is closed.
 
 #[path = "support/options.rs"]
@@ -24,7 +25,7 @@ fn main() -> anyhow::Result<()> {
         false => Grant::acquire(&mut broker, Request::new(options.target()?))?,
     };
     let umem = Umem::new(&UmemOptions::new())?;
-    let bound = grant.bind_one(umem, &BindOptions::new())?;
+    let bound = grant.bind_one(umem, &BindOptions::new().mode(options.mode))?;
     let lease = bound.lease();
     let mut xsk = bound.activate(&mut broker)?;
     println!("active lease {lease} {} mode {}", xsk.queue(), xsk.mode());

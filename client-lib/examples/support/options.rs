@@ -8,11 +8,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use xsk_client::Mode;
 use xsk_client::wire::Target;
 
 pub(crate) struct Options {
     target: Option<Target>,
     pub(crate) ip: Option<[u8; 4]>,
+    pub(crate) mode: Mode,
     stats: bool,
 }
 
@@ -21,6 +23,7 @@ impl Options {
         let mut options = Self {
             target: None,
             ip: None,
+            mode: Mode::Copy,
             stats: false,
         };
         let mut args = std::env::args().skip(1);
@@ -30,8 +33,9 @@ impl Options {
                     let ip: Ipv4Addr = args.next().context("--ip needs an address")?.parse()?;
                     options.ip = Some(ip.octets());
                 }
+                "--zero-copy" => options.mode = Mode::ZeroCopy,
                 "--stats" => options.stats = true,
-                "--help" | "-h" => bail!("usage: echo [IF:QUEUE] [--ip ADDRESS] [--stats]"),
+                "--help" | "-h" => bail!("usage: echo [IF:QUEUE] [--ip ADDRESS] [--zero-copy] [--stats]"),
                 target => options.target = Some(target.parse()?),
             }
         }
