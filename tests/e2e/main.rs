@@ -40,6 +40,7 @@ mod wire_strangers;
 mod wire_varlink;
 mod wire_wrong;
 mod wire_zlink;
+mod zero_copy;
 
 e2e::bodies![
     fixture_users::report_status,

@@ -24,29 +24,15 @@ impl CallCounts {
         Path::new(TRACEFS).join("kprobe_events").exists()
     }
 
-    /// Probes every function of a module for whose name `wanted` says so. A function that was inlined is not there.
-    pub fn of_module(module: &str, wanted: impl Fn(&str) -> bool) -> Result<Self> {
-        let symbols = fs::read_to_string("/proc/kallsyms").context("/proc/kallsyms")?;
-        let suffix = format!("[{module}]");
-        let mut functions: Vec<String> = symbols
-            .lines()
-            .filter_map(|line| {
-                let [_, kind, name, of] = line.split_whitespace().collect::<Vec<_>>()[..] else {
-                    return None;
-                };
-                let is_function = kind.eq_ignore_ascii_case("t") && of == suffix;
-                (is_function && plain(name) && wanted(name)).then(|| name.to_owned())
-            })
-            .collect();
-        functions.sort();
-        functions.dedup();
+    /// Probes these functions. One that the kernel does not have under that name, since it was inlined for one, is not
+    /// among the counts.
+    pub fn of(functions: &[&str]) -> Result<Self> {
         let mut counts = Self {
             functions: Vec::new(),
         };
         for name in functions {
-            // Some may not be probed; whoever needs them finds them missing among the counts.
             if write("kprobe_events", &format!("p:{GROUP}/{name} {name}")).is_ok() {
-                counts.functions.push(name);
+                counts.functions.push((*name).to_owned());
             }
         }
         if !counts.functions.is_empty() {
@@ -81,11 +67,6 @@ impl Drop for CallCounts {
             write("kprobe_events", &format!("-:{GROUP}/{name}")).ok();
         }
     }
-}
-
-/// `name.isra.0` and the like cannot be an event's name.
-fn plain(name: &str) -> bool {
-    name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 fn write(file: &str, text: &str) -> Result<()> {
