@@ -96,7 +96,7 @@ fn every_end_has_its_code() {
         ends(&cli(&world, None, command).unwrap(), 69, "/run/xsk-broker/");
     }
     ends(
-        &cli(&world, None, &["grant", "eth0:1", "--", "/bin/true"]).unwrap(),
+        &cli(&world, None, &["grant", "eth0:1", "--", "/run/bin/xsk-broker", "--version"]).unwrap(),
         69,
         "broker.sock",
     );
@@ -111,7 +111,7 @@ fn every_end_has_its_code() {
     let mut holder = Holder::example(&world, Side::Host, &tenant, "echo", &["eth0:3"]).unwrap();
     holder.wait_active().unwrap();
 
-    let grant = |target: &'static str| ["grant", target, "--", "/bin/true"];
+    let grant = |target: &'static str| ["grant", target, "--", "/run/bin/xsk-broker", "--version"];
     ends(
         &broker.cli_as(&other, &grant("eth0:3")).unwrap(),
         75,
