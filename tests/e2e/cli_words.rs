@@ -96,7 +96,12 @@ fn every_end_has_its_code() {
         ends(&cli(&world, None, command).unwrap(), 69, "/run/xsk-broker/");
     }
     ends(
-        &cli(&world, None, &["grant", "eth0:1", "--", "/run/bin/xsk-broker", "--version"]).unwrap(),
+        &cli(
+            &world,
+            None,
+            &["grant", "eth0:1", "--", "/run/bin/xsk-broker", "--version"],
+        )
+        .unwrap(),
         69,
         "broker.sock",
     );

@@ -28,7 +28,7 @@ pub(crate) fn exit(word: Word) -> Result<()> {
     }
     // SAFETY: the thread was just allowed to use this port, and writing to it touches no memory of ours.
     unsafe {
-        asm!("out dx, al", in("dx") PORT, in("al") word as u8, options(nomem, nostack, preserves_flags))
+        asm!("out dx, al", in("dx") PORT, in("al") word as u8, options(nomem, nostack, preserves_flags));
     };
     Ok(())
 }
