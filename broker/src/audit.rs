@@ -179,9 +179,10 @@ impl Audit {
 
     /// Writes one line.
     pub fn write(&mut self, line: &Line<'_>) {
-        let written = serde_json::to_vec(line)
+        let written = serde_json::to_string(line)
             .map_err(std::io::Error::from)
-            .and_then(|mut bytes| {
+            .and_then(|json| {
+                let mut bytes = ascii(&json).into_bytes();
                 bytes.push(b'\n');
                 // One write for a line: lines of several writers to one file stay whole.
                 self.0.write_all(&bytes)?;
@@ -193,8 +194,40 @@ impl Audit {
     }
 }
 
+/// The same JSON in printable ASCII: a log is read on terminals, and what a client chose must not move their cursor or
+/// turn their writing around. In JSON such characters stand inside of strings only.
+fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() && !c.is_ascii_control() {
+            text.push(c);
+        } else {
+            let mut units = [0; 2];
+            let escapes = c
+                .encode_utf16(&mut units)
+                .iter()
+                .map(|unit| format!("\\u{unit:04x}"));
+            text.extend(escapes);
+        }
+    }
+    text
+}
+
 impl fmt::Debug for Audit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Audit")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_printable_and_means_the_same() {
+        let text = "vm\u{9b}31m\u{7f}\u{202e}\u{1f600}\n";
+        let line = ascii(&serde_json::to_string(text).unwrap());
+        assert!(line.chars().all(|c| c.is_ascii_graphic()), "{line}");
+        assert_eq!(serde_json::from_str::<String>(&line).unwrap(), text);
     }
 }

@@ -12,6 +12,9 @@ pub enum Resource {
     Connections,
     /// Queues held under the rule of this name.
     Queues(String),
+    /// Sockets that were handed over, and whose leases ended before they were bound: their rings may live on, charged to
+    /// nobody (F7).
+    Abandoned,
 }
 
 /// Who holds how much of what.

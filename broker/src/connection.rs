@@ -5,21 +5,19 @@
 //! is read with plain read(2).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sendfd::SendWithFd;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
-use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout_at};
 use xsk_client::wire::{
-    self, Acquire, Activate, BrokerError, Call, Explain, FramingError, INTERFACE, InterfaceDescription,
-    LeaseReference, MAX_MESSAGE_BYTES, MessageBuffer, SERVICE_INTERFACE, ServiceError, ServiceInfo, encode,
+    Acquire, Activate, BrokerError, Call, Explain, FramingError, INTERFACE, LeaseReference,
+    MAX_MESSAGE_BYTES, MessageBuffer, SERVICE_INTERFACE, ServiceError, encode,
 };
 
 use crate::call::{Malformed, invalid, parameters, read_call};
@@ -29,13 +27,16 @@ use crate::engine::EngineHandle;
 use crate::error::{Error, Failure, chain};
 use crate::grant::{self, HandOver};
 use crate::identity::Peer;
-use crate::kernel::peer::unread_bytes;
 use crate::kernel::readable::Readable;
 use crate::lease::LeaseId;
 use crate::report::{self, Scope};
+use crate::{outgoing, service};
 
 /// From the first byte of a request to its last, and from the first byte of a reply to its last.
 const DEADLINE: Duration = Duration::from_secs(5);
+
+/// The longest label: it is written into the log again and again.
+const LABEL_BYTES: usize = 256;
 
 /// How long an `Acquire` waits for a queue whose last holder is gone while the kernel still holds it.
 const LINGER_PATIENCE: Duration = Duration::from_millis(500);
@@ -51,8 +52,10 @@ pub struct Connection {
     pub scope: Scope,
     /// The way to the engine.
     pub engine: EngineHandle,
-    /// Its place among the connections of its uid.
-    pub charge: Charge,
+    /// Its place among the connections of its uid; the control socket's are not counted.
+    pub charge: Option<Charge>,
+    /// Whether fds were ever sent over it.
+    pub sent_fds: bool,
 }
 
 /// Why a connection was closed from our side.
@@ -71,7 +74,7 @@ enum Closed {
 }
 
 /// What goes back.
-enum Answer {
+pub(crate) enum Answer {
     Message(Vec<u8>),
     Grant(Box<HandOver>),
 }
@@ -82,13 +85,21 @@ impl Connection {
         let (uid, pid) = (self.peer.subject().uid, self.peer.process().pid());
         match self.serve_requests().await {
             Ok(()) => tracing::debug!(uid, pid, "client hung up"),
-            Err(closed) => tracing::info!(uid, pid, "connection closed: {closed}"),
+            // Quoted and cut: parts of it may be the client's words.
+            Err(closed) => {
+                let why: String = closed.to_string().chars().take(200).collect();
+                tracing::info!(uid, pid, ?why, "connection closed");
+            }
+        }
+        if self.sent_fds {
+            outgoing::until_read_or_gone(&self.stream).await;
         }
     }
 
     async fn serve_requests(&mut self) -> Result<(), Closed> {
         let mut buffer = MessageBuffer::new(MAX_MESSAGE_BYTES);
         while let Some(message) = self.next_message(&mut buffer).await? {
+            yield_now().await;
             let call = match read_call(&message)? {
                 Ok(call) => call,
                 Err(wrong) => {
@@ -131,6 +142,9 @@ impl Connection {
                     .map_err(|_| Closed::RequestDeadline)??,
                 None => ready.await?,
             }
+            // tokio does not count a readable stream as work: without this, a client that never pauses would have the
+            // whole thread, and nobody else would be heard.
+            yield_now().await;
             let mut bytes = [0; 4096];
             match self.stream.try_read(&mut bytes) {
                 Ok(0) => return Ok(None),
@@ -149,7 +163,7 @@ impl Connection {
         let (interface, method) = call.method.rsplit_once('.').unwrap_or(("", &call.method));
         match interface {
             INTERFACE => self.broker_method(call, method).await,
-            SERVICE_INTERFACE => service_method(call, method),
+            SERVICE_INTERFACE => service::answer(call, method),
             _ => Err(ServiceError::InterfaceNotFound {
                 interface: interface.to_owned(),
             }
@@ -162,6 +176,13 @@ impl Connection {
         match method {
             "Acquire" => {
                 let acquire = parameters::<Acquire>(call)?;
+                if acquire
+                    .label
+                    .as_ref()
+                    .is_some_and(|label| label.len() > LABEL_BYTES)
+                {
+                    return Err(invalid(call, format!("label: {LABEL_BYTES} bytes are the most")).into());
+                }
                 acquire
                     .rings
                     .unwrap_or_default()
@@ -290,11 +311,30 @@ impl Connection {
             }
         };
 
-        let fds = std::mem::take(&mut hand_over.fds);
         let deadline = Instant::now() + DEADLINE;
-        timeout_at(deadline, self.send_with_fds(&message, &fds))
+        timeout_at(deadline, outgoing::until_read(&self.stream))
             .await
             .map_err(|_| Closed::ReplyDeadline)??;
+        if hand_over.has_ended() {
+            let gone: Error = end::no_such_lease(hand_over.lease()).into();
+            return self.send(&self.error_message(gone, call)).await;
+        }
+        let fds = std::mem::take(&mut hand_over.fds);
+        self.sent_fds = true;
+        let sent = timeout_at(
+            deadline,
+            outgoing::send_with_fds(&mut self.stream, &message, &fds),
+        )
+        .await;
+        match sent.map_err(|_| Closed::ReplyDeadline)? {
+            // As many fds are on their way to clients as the kernel allows; nothing of the reply was sent.
+            Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+                drop(hand_over);
+                let failure: Error = Failure::kernel("sendmsg(SCM_RIGHTS)", "a client", error).into();
+                return self.send(&self.error_message(failure, call)).await;
+            }
+            sent => sent?,
+        }
         if let Some((lease, ended)) = hand_over.delivered() {
             tokio::spawn(watch_holder(watch, lease, ended, self.engine.clone()));
         }
@@ -309,30 +349,6 @@ impl Connection {
             .try_clone_to_owned()
             .and_then(Readable::new);
         watch.map_err(|source| Failure::kernel("epoll", "the client's pidfd", source).into())
-    }
-
-    async fn send_with_fds(&mut self, message: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
-        /// Replies that pile up in a socket are read together by some Varlink clients, which then lose the fds of all
-        /// but one (libsystemd 257 and 262).
-        const UNREAD_LOOK: Duration = Duration::from_millis(2);
-
-        while unread_bytes(self.stream.as_fd())? > 0 {
-            sleep(UNREAD_LOOK).await;
-        }
-        let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        let sent = loop {
-            self.stream.writable().await?;
-            match self
-                .stream
-                .try_io(Interest::WRITABLE, || self.stream.send_with_fd(message, &fds))
-            {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => break result?,
-            }
-        };
-        self.stream
-            .write_all(message.get(sent..).unwrap_or_default())
-            .await
     }
 
     /// An error as it goes over the wire. Failures of ours are opaque there and whole in the log.
@@ -358,7 +374,7 @@ impl Connection {
 }
 
 /// Why a request was not done: an error of the broker's interface, or of every Varlink service.
-enum RequestError {
+pub(crate) enum RequestError {
     Service(ServiceError),
     Request(Error),
 }
@@ -385,54 +401,17 @@ async fn watch_holder(pidfd: Readable, lease: LeaseId, ended: oneshot::Receiver<
     }
 }
 
-/// `org.varlink.service`.
-fn service_method(call: &Call<'_>, method: &str) -> Result<Answer, RequestError> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct GetInterfaceDescription {
-        interface: String,
-    }
-
-    match method {
-        "GetInfo" => {
-            let Empty {} = parameters(call)?;
-            reply(&ServiceInfo {
-                vendor: "xsk-broker".into(),
-                product: "xsk-broker".into(),
-                version: env!("CARGO_PKG_VERSION").into(),
-                url: env!("CARGO_PKG_REPOSITORY").into(),
-                interfaces: vec![SERVICE_INTERFACE.into(), INTERFACE.into()],
-            })
-        }
-        "GetInterfaceDescription" => {
-            let wanted = parameters::<GetInterfaceDescription>(call)?.interface;
-            let description = match wanted.as_str() {
-                INTERFACE => wire::DESCRIPTION,
-                SERVICE_INTERFACE => wire::SERVICE_DESCRIPTION,
-                _ => return Err(ServiceError::InterfaceNotFound { interface: wanted }.into()),
-            };
-            reply(&InterfaceDescription {
-                description: description.into(),
-            })
-        }
-        _ => Err(ServiceError::MethodNotFound {
-            method: call.method.clone().into_owned(),
-        }
-        .into()),
-    }
-}
-
 /// No parameters, no result.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Empty {}
+pub(crate) struct Empty {}
 
 #[derive(Serialize)]
 struct Success<'a, T> {
     parameters: &'a T,
 }
 
-fn reply(parameters: &impl Serialize) -> Result<Answer, RequestError> {
+pub(crate) fn reply(parameters: &impl Serialize) -> Result<Answer, RequestError> {
     encode(&Success { parameters })
         .map(Answer::Message)
         .map_err(|error| unencodable(error).into())

@@ -40,6 +40,10 @@ impl Device {
             Err(error) if missing(&error) => return Ok(None),
             Err(error) => return Err(Failure::kernel("SIOCGIFINDEX", name, error)),
         };
+        // The kernel takes alternative names too, which no rule of the policy speaks of.
+        if netdevice::index_to_name(&socket, index).ok().as_deref() != Some(name.as_str()) {
+            return Ok(None);
+        }
         let (rx_queues, max_queues) = match Channels::of(&socket, name) {
             Ok(channels) => (channels.rx(), channels.max().max(channels.rx())),
             Err(error) if missing(&error) => return Ok(None),

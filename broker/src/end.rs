@@ -64,6 +64,8 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
         .sockets
         .iter()
         .any(|leased| leased.socket.is_bound().unwrap_or(true));
+    // Counted until here: with the slot goes the count of what was redirected.
+    lease.last_seen = lease.queues();
     for leased in &mut lease.sockets {
         leased.slot = None;
     }
@@ -75,9 +77,11 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
     if bound {
         lease.state = LeaseState::Lingering;
         lease.due = Some(Instant::now());
+    } else if reason == Reason::NotDelivered {
+        engine.leases.remove(id);
     } else {
         // No queue was ever taken from the kernel.
-        engine.leases.remove(id);
+        engine.leases.abandon(id);
     }
 }
 
@@ -136,6 +140,7 @@ pub fn device_gone(engine: &mut Engine, index: u32) {
 
 /// Ends everything, in order: leases, then the programs of their devices.
 pub fn stop(engine: &mut Engine) {
+    engine.stopping = true;
     for id in engine.leases.ids(Lease::is_live) {
         end(engine, id, Reason::Stopped);
     }

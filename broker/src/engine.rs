@@ -39,6 +39,8 @@ pub struct Engine {
     pub pins: Rc<PinDirectory>,
     /// When it began.
     pub started: Instant,
+    /// Whether it has ended everything and grants nothing any more.
+    pub stopping: bool,
 }
 
 type Job = Box<dyn FnOnce(&mut Engine) + Send>;
@@ -142,6 +144,7 @@ fn run(parts: Parts, messages: &mpsc::Receiver<Message>) {
         audit: parts.audit,
         pins: Rc::new(parts.pins),
         started: Instant::now(),
+        stopping: false,
     };
     loop {
         let due = engine.leases.iter().filter_map(|lease| lease.due).min();

@@ -46,6 +46,19 @@ pub struct HandOver {
 }
 
 impl HandOver {
+    /// Whether the lease has ended before it could be delivered: by its deadline, or revoked.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(
+            self.ended.as_mut().map(oneshot::Receiver::try_recv),
+            Some(Err(oneshot::error::TryRecvError::Closed))
+        )
+    }
+
+    /// The number of the lease.
+    pub fn lease(&self) -> LeaseId {
+        self.lease
+    }
+
     /// The client has the fds. Gives the lease, and what resolves when it has ended.
     pub fn delivered(mut self) -> Option<(LeaseId, oneshot::Receiver<()>)> {
         self.ended.take().map(|ended| (self.lease, ended))
@@ -74,6 +87,9 @@ pub fn acquire(
     peer: &Arc<Peer>,
     call: Acquire,
 ) -> Result<HandOver, Error> {
+    if engine.stopping {
+        return Err(Failure::EngineStopped.into());
+    }
     // 1. Does a rule allow it, and on which terms?
     let rings = call.rings.unwrap_or_default();
     let request = Request {
@@ -96,6 +112,7 @@ pub fn acquire(
     // 4. The XDP program, if this is the device's first grant; then count the queues, which attaching may change.
     let (redirect, device) = redirect_for(engine, &reservation)?;
     check_queues(&reservation, &device)?;
+    check_unused(engine, &reservation)?;
 
     // 5. The sockets, confined as the terms say.
     let mut sockets = Vec::new();
@@ -238,6 +255,22 @@ fn check_queues(reservation: &Reservation, device: &Device) -> Result<(), Error>
     }
 }
 
+/// Refuses queues that a socket of no lease is bound to: another program's, or one that outlived a broker. Its new holder
+/// could not bind.
+fn check_unused(engine: &mut Engine, reservation: &Reservation) -> Result<(), Error> {
+    let device = reservation.device();
+    for queue in reservation.terms().queues().iter() {
+        let in_use = engine
+            .probe
+            .queue_use_untouched(device.index, queue)
+            .map_err(|failure| of_device(&device.name, failure))?;
+        if in_use == Some(QueueUse::Taken) {
+            return Err(foreign_socket(&device.name, queue).into());
+        }
+    }
+    Ok(())
+}
+
 fn reply(reservation: &Reservation, redirect: &Redirect, rings: RingSizes) -> Acquired {
     let (terms, device) = (reservation.terms(), reservation.device());
     Acquired {
@@ -295,6 +328,18 @@ fn uplink(interface: &InterfaceName, role: &str) -> BrokerError {
     );
     BrokerError::DeviceUnavailable {
         interface: interface.clone(),
+        message,
+    }
+}
+
+fn foreign_socket(interface: &InterfaceName, queue: u32) -> BrokerError {
+    let message = format!(
+        "a socket that is of no lease is bound to queue {queue} of {interface}: another program's, or one that outlived a broker; it is free when that socket is gone"
+    );
+    BrokerError::QueueBusy {
+        interface: interface.clone(),
+        queue,
+        retry_after_ms: Some(10),
         message,
     }
 }

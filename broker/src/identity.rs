@@ -52,7 +52,16 @@ impl Peer {
             Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
                 Process::by_pid(credentials.pid, uid, socket)?
             }
-            Err(_reaped) => return Err(IdentityError::Gone),
+            // A peer that was reaped already (`sk_getsockopt`, net/core/sock.c).
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ESRCH)) => {
+                return Err(IdentityError::Gone);
+            }
+            Err(source) => {
+                return Err(IdentityError::Ask {
+                    option: "SO_PEERPIDFD",
+                    source,
+                });
+            }
         };
         Ok(Self {
             subject: Subject {

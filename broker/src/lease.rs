@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use xsk_client::wire::{BindMode, BrokerError, LeaseState, QueueLock};
+use xsk_client::wire::{BindMode, BrokerError, Counters, LeaseQueue, LeaseState, QueueLock};
 
 use crate::charge::{Accounts, Charge, Resource};
 use crate::device::Device;
@@ -37,7 +37,14 @@ pub struct Leases {
     by_id: BTreeMap<LeaseId, Lease>,
     holds: Holds,
     accounts: Accounts,
+    /// Charges for sockets that may live on though their leases have ended, and until when each is kept.
+    abandoned: Vec<(Instant, Charge)>,
 }
+
+/// How many sockets a uid may leave unbound in [`ABANDONED_FOR`]: enough for any honest failure to be tried again, and too
+/// few to take the memory of the machine.
+const ABANDONED_MAX: u64 = 256;
+const ABANDONED_FOR: Duration = Duration::from_secs(60);
 
 /// Which lease has which queue of which device.
 type Holds = Rc<RefCell<HashMap<(u32, u32), LeaseId>>>;
@@ -73,6 +80,7 @@ impl Leases {
             }
         }
         let uid = peer.subject().uid;
+        self.check_abandoned(uid)?;
         let wanted = u64::try_from(terms.queues().len()).unwrap_or(u64::MAX);
         let limit = terms.max_queues().map_or(u64::MAX, u64::from);
         let charge = self
@@ -83,7 +91,7 @@ impl Leases {
                 limit: reached.limit,
                 in_use: reached.in_use,
                 message: format!(
-                    "rule {} allows uid {uid} {} queues at a time: {} are in use, {wanted} more were asked for; release some first",
+                    "rule {} lets uid {uid} hold at most {} of its queues at a time: {} in use, {wanted} more asked for; release some first",
                     terms.rule(), reached.limit, reached.in_use,
                 ),
             })?;
@@ -101,6 +109,38 @@ impl Leases {
         })
     }
 
+    /// Refuses a uid that has left too many sockets unbound lately.
+    fn check_abandoned(&mut self, uid: u32) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        self.abandoned.retain(|(until, _)| *until > now);
+        // A charge of nothing is refused when more than the limit is charged.
+        let probe = self
+            .accounts
+            .charge(uid, Resource::Abandoned, 0, ABANDONED_MAX - 1);
+        probe.map(drop).map_err(|reached| BrokerError::QuotaExceeded {
+            resource: "abandoned-sockets".into(),
+            limit: ABANDONED_MAX,
+            in_use: reached.in_use,
+            message: format!(
+                "uid {uid} has left {} sockets unbound within {} s, and their rings may still take memory; ask again later",
+                reached.in_use,
+                ABANDONED_FOR.as_secs(),
+            ),
+        })
+    }
+
+    /// Drops a lease whose sockets were handed over and never bound: whoever has them may keep them, and their rings.
+    pub fn abandon(&mut self, id: LeaseId) {
+        let Some(lease) = self.by_id.remove(&id) else {
+            return;
+        };
+        let sockets = u64::try_from(lease.terms().queues().len()).unwrap_or(u64::MAX);
+        let uid = lease.requester().subject().uid;
+        if let Ok(charge) = self.accounts.charge(uid, Resource::Abandoned, sockets, u64::MAX) {
+            self.abandoned.push((Instant::now() + ABANDONED_FOR, charge));
+        }
+    }
+
     fn busy(&self, device: &Device, queue: u32, holder: LeaseId, peer: &Peer) -> BrokerError {
         let lease = self.by_id.get(&holder);
         let lingers = lease.is_some_and(|lease| lease.state == LeaseState::Lingering);
@@ -114,7 +154,7 @@ impl Leases {
         };
         let message = if lingers {
             format!(
-                "queue {queue} of {name} was held by {whose}, and the kernel still holds it for that socket; try again shortly"
+                "queue {queue} of {name} was held by {whose}, whose socket is still bound to it; it is free when that socket is gone"
             )
         } else {
             format!(
@@ -241,6 +281,8 @@ pub struct Lease {
     pub linger_wait: Duration,
     /// The requester's text, for the log and the list.
     pub label: Option<String>,
+    /// What its sockets had counted when it ended.
+    pub last_seen: Vec<LeaseQueue>,
     /// Tells whoever watches the holder that there is nothing to watch any more, by being dropped.
     pub watch: Option<oneshot::Sender<()>>,
     redirect: Redirect,
@@ -260,6 +302,27 @@ pub struct LeasedSocket {
     pub mode: Option<BindMode>,
 }
 
+impl LeasedSocket {
+    fn seen(&self) -> LeaseQueue {
+        let redirected = self.slot.as_ref().map_or(0, Slot::redirected);
+        LeaseQueue {
+            queue: self.socket.queue(),
+            mode: self.mode,
+            // Reading them takes the socket's mutex, which the holder of an unbound one could keep from us for ever.
+            counters: match self.mode {
+                Some(_) => Counters {
+                    redirected,
+                    ..self.socket.counters()
+                },
+                None => Counters {
+                    redirected,
+                    ..Counters::default()
+                },
+            },
+        }
+    }
+}
+
 impl Lease {
     /// A lease whose sockets are about to be handed over. Its holder is the requester's process.
     pub fn new(
@@ -274,6 +337,7 @@ impl Lease {
             state: LeaseState::HandedOver,
             due: Some(Instant::now() + reservation.terms().activate_within()),
             linger_wait: Duration::ZERO,
+            last_seen: Vec::new(),
             label,
             watch: Some(watch),
             redirect,
@@ -297,6 +361,14 @@ impl Lease {
     /// has one.
     pub fn queue_lock(&self) -> QueueLock {
         QueueLock::None
+    }
+
+    /// Its queues as they are now, or as they were when it ended.
+    pub fn queues(&self) -> Vec<LeaseQueue> {
+        match self.state {
+            LeaseState::Lingering => self.last_seen.clone(),
+            _ => self.sockets.iter().map(LeasedSocket::seen).collect(),
+        }
     }
 
     /// Its device, as it was when the lease began.

@@ -81,6 +81,14 @@ pub fn drop_to(account: Account) -> Result<(), Failure> {
     rustix::thread::set_no_new_privs(true)
         .map_err(|source| Failure::kernel("prctl(PR_SET_NO_NEW_PRIVS)", &object, source))?;
 
+    let uids = [rustix::process::getuid(), rustix::process::geteuid()];
+    if uids.iter().any(|now| *now != uid) {
+        return Err(Failure::kernel(
+            "drop privileges",
+            &object,
+            rustix::io::Errno::PERM,
+        ));
+    }
     verify(&kept)
 }
 

@@ -1,8 +1,8 @@
 //! What the broker tells of itself: leases, interfaces, verdicts, status. Nothing here changes anything.
 
 use xsk_client::wire::{
-    Counters, Explain, Explained, Holder, Interface, Interfaces, Lease as WireLease, LeaseQueue, Leases,
-    Probe, QueueLock, Requester, SocketKind, Status,
+    Explain, Explained, Holder, Interface, Interfaces, Lease as WireLease, Leases, Probe, QueueLock,
+    Requester, SocketKind, Status,
 };
 
 use crate::charge::Resource;
@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::identity::{Peer, Subject};
-use crate::lease::{Lease, LeasedSocket};
+use crate::lease::Lease;
 use crate::policy::{Request, View};
 use crate::{kernel, privileges};
 
@@ -43,20 +43,7 @@ fn lease(lease: &Lease) -> WireLease {
         lease: lease.id().0,
         interface: device.name.clone(),
         interface_index: device.index,
-        queues: terms
-            .queues()
-            .iter()
-            .map(
-                |queue| match lease.sockets.iter().find(|leased| leased.socket.queue() == queue) {
-                    Some(leased) => leased_queue(leased),
-                    None => LeaseQueue {
-                        queue,
-                        mode: None,
-                        counters: Counters::default(),
-                    },
-                },
-            )
-            .collect(),
+        queues: lease.queues(),
         requester: Requester {
             uid: subject.uid,
             gid: subject.gid,
@@ -74,19 +61,6 @@ fn lease(lease: &Lease) -> WireLease {
         state: lease.state,
         age_ms: u64::try_from(lease.age().as_millis()).unwrap_or(u64::MAX),
         label: lease.label.clone(),
-    }
-}
-
-fn leased_queue(leased: &LeasedSocket) -> LeaseQueue {
-    let redirected = leased.slot.as_ref().map_or(0, kernel::redirect::Slot::redirected);
-    let counters = Counters {
-        redirected,
-        ..leased.socket.counters()
-    };
-    LeaseQueue {
-        queue: leased.socket.queue(),
-        mode: leased.mode,
-        counters,
     }
 }
 
@@ -109,6 +83,7 @@ pub fn interfaces(engine: &Engine, scope: Scope, peer: &Peer) -> Result<Interfac
         let Some(device) = Device::look_up(&name)? else {
             continue;
         };
+        let Some(link) = device.link()? else { continue };
         let redirect = engine.redirects.get(&device.index);
         let held = engine
             .leases
@@ -120,6 +95,7 @@ pub fn interfaces(engine: &Engine, scope: Scope, peer: &Peer) -> Result<Interfac
             interface: name,
             interface_index: device.index,
             xdp: redirect.map(kernel::redirect::Redirect::mode),
+            up: link.up,
             queues: device.rx_queues,
             queues_max: device.max_queues,
             reserved: settings.reserved.below(device.max_queues),

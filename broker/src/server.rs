@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::Mode;
+use rustix::process::{Resource as Limit, getrlimit};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::charge::{Accounts, Resource};
+use crate::charge::{Accounts, Charge, Resource};
 use crate::connection::Connection;
 use crate::end;
 use crate::engine::{Engine, EngineHandle, Running};
@@ -149,22 +150,18 @@ async fn accept(listener: UnixListener, scope: Scope, engine: EngineHandle, acco
 
 /// Learns who connected and starts serving them; whoever cannot be identified or has too many connections is closed.
 fn welcome(stream: UnixStream, scope: Scope, engine: &EngineHandle, accounts: &Accounts) {
+    // The cheapest question first: a storm of connections should cost as little as it can.
+    let charge = match scope {
+        Scope::All => None,
+        Scope::Own => match charge(&stream, accounts) {
+            Some(charge) => Some(charge),
+            None => return,
+        },
+    };
     let peer = match Peer::from_connection(stream.as_fd()) {
         Ok(peer) => Arc::new(peer),
         Err(error) => {
             tracing::info!("connection closed: {}", chain(&error));
-            return;
-        }
-    };
-    let uid = peer.subject().uid;
-    let charge = match accounts.charge(uid, Resource::Connections, 1, CONNECTIONS_PER_UID) {
-        Ok(charge) => charge,
-        Err(reached) => {
-            tracing::info!(
-                uid,
-                limit = reached.limit,
-                "connection closed: the uid has as many as it may have"
-            );
             return;
         }
     };
@@ -176,9 +173,34 @@ fn welcome(stream: UnixStream, scope: Scope, engine: &EngineHandle, accounts: &A
             scope,
             engine,
             charge,
+            sent_fds: false,
         }
         .serve(),
     );
+}
+
+/// Charges a connection to its uid. `None`: it is one too many, for the uid or for the broker's own limit of open files,
+/// which the operator's connections and the leases' sockets need too.
+fn charge(stream: &UnixStream, accounts: &Accounts) -> Option<Charge> {
+    let uid = stream.peer_cred().ok()?.uid();
+    let limit = getrlimit(Limit::Nofile).current.unwrap_or(u64::MAX);
+    // A connection has two fds: the stream and its client's pidfd.
+    let in_all = accounts.total(&Resource::Connections);
+    match accounts.charge(uid, Resource::Connections, 1, CONNECTIONS_PER_UID) {
+        Ok(charge) if in_all < limit / 4 => Some(charge),
+        Ok(_) => {
+            tracing::warn!(uid, in_all, "connection closed: no more are taken in all");
+            None
+        }
+        Err(reached) => {
+            tracing::debug!(
+                uid,
+                limit = reached.limit,
+                "connection closed: its uid has as many as it may have"
+            );
+            None
+        }
+    }
 }
 
 async fn watch_links(links: LinkEvents, news: Readable, engine: EngineHandle) {
@@ -197,12 +219,16 @@ async fn watch_links(links: LinkEvents, news: Readable, engine: EngineHandle) {
     }
 }
 
+fn is_gone(index: u32) -> bool {
+    link_of(index).is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+}
+
 fn heed(engine: &mut Engine, event: LinkEvent) {
     match event {
         LinkEvent::Gone(index) => end::device_gone(engine, index),
         LinkEvent::Lost => {
             let known: Vec<u32> = engine.redirects.keys().copied().collect();
-            for index in known.into_iter().filter(|index| link_of(*index).is_err()) {
+            for index in known.into_iter().filter(|index| is_gone(*index)) {
                 end::device_gone(engine, index);
             }
         }

@@ -1,4 +1,7 @@
 //! What can go wrong between a client and the broker: each variant names the call, the object, and what to do.
+//!
+//! A message says its cause itself; hence the members are called `cause`, and are no `source()` that would be printed
+//! twice.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,22 +15,20 @@ use crate::wire::{BrokerError, FramingError, ServiceError};
 #[non_exhaustive]
 pub enum CallError {
     /// The broker's socket could not be reached.
-    #[error(
-        "connect to the broker at {path}: {source}; is xsk-broker running there, and its socket yours to use?"
-    )]
+    #[error("connect to the broker at {path}: {cause}; {}", hint(.cause))]
     Connect {
         /// The socket.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The connection broke in the middle of a call.
-    #[error("{method}: the connection to the broker failed: {source}")]
+    #[error("{method}: the connection to the broker failed: {cause}")]
     Connection {
         /// The method that was called.
         method: &'static str,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// No reply in time. The broker may have carried the call out; the connection cannot be used again.
     #[error("{method}: no reply from the broker within {} ms", .waited.as_millis())]
@@ -38,28 +39,28 @@ pub enum CallError {
         waited: Duration,
     },
     /// The broker said no, and says why.
-    #[error("{method}: {source}")]
+    #[error("{method}: {cause}")]
     Refused {
         /// The method that was called.
         method: &'static str,
         /// The reason, as data.
-        source: Box<BrokerError>,
+        cause: Box<BrokerError>,
     },
     /// The other side is a Varlink service that does not serve this call.
-    #[error("{method}: {source}")]
+    #[error("{method}: {cause}")]
     Service {
         /// The method that was called.
         method: &'static str,
         /// The reason, as data.
-        source: Box<ServiceError>,
+        cause: Box<ServiceError>,
     },
     /// The reply is not what the protocol says. The connection cannot be used again.
-    #[error("{method}: this is no reply of an xsk-broker: {source}")]
+    #[error("{method}: this is no reply of an xsk-broker: {cause}")]
     Protocol {
         /// The method that was called.
         method: &'static str,
         /// What is wrong with it.
-        source: ProtocolError,
+        cause: ProtocolError,
     },
 }
 
@@ -67,12 +68,20 @@ impl CallError {
     /// When it makes sense to try the same again; `None` where waiting alone will not help.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Refused { source, .. } => match **source {
+            Self::Refused { cause, .. } => match **cause {
                 BrokerError::QueueBusy { retry_after_ms, .. } => retry_after_ms.map(Duration::from_millis),
                 _ => None,
             },
             _ => None,
         }
+    }
+}
+
+/// What to do about a socket that cannot be connected to.
+fn hint(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::PermissionDenied => "this socket is for others",
+        _ => "is xsk-broker running there?",
     }
 }
 

@@ -64,9 +64,9 @@ impl Broker {
     /// [`CallError::Connect`].
     pub fn connect_to(path: impl AsRef<Path>) -> Result<Self, CallError> {
         let path = path.as_ref();
-        let stream = UnixStream::connect(path).map_err(|source| CallError::Connect {
+        let stream = UnixStream::connect(path).map_err(|cause| CallError::Connect {
             path: path.to_owned(),
-            source,
+            cause,
         })?;
         Ok(Self::over(stream))
     }
@@ -94,9 +94,9 @@ impl Broker {
     pub fn acquire(&mut self, request: &Acquire) -> Result<(Acquired, Vec<OwnedFd>), CallError> {
         const METHOD: &str = "Acquire";
         let (acquired, fds) = self.exchange::<Acquired>(INTERFACE, METHOD, Some(request), MAX_QUEUES)?;
-        let sockets = in_order(&acquired, fds).map_err(|source| CallError::Protocol {
+        let sockets = in_order(&acquired, fds).map_err(|cause| CallError::Protocol {
             method: METHOD,
-            source,
+            cause,
         })?;
         Ok((acquired, sockets))
     }
@@ -204,7 +204,7 @@ impl Broker {
         parameters: Option<&impl Serialize>,
         fds_limit: usize,
     ) -> Result<(R, Vec<OwnedFd>), CallError> {
-        let protocol = |source: ProtocolError| CallError::Protocol { method, source };
+        let protocol = |cause: ProtocolError| CallError::Protocol { method, cause };
         let call = CallOf {
             method: format!("{interface}.{method}"),
             parameters,
@@ -222,8 +222,8 @@ impl Broker {
                     method,
                     waited: self.timeout,
                 },
-                Failure::Io(source) => CallError::Connection { method, source },
-                Failure::Protocol(source) => protocol(source),
+                Failure::Io(cause) => CallError::Connection { method, cause },
+                Failure::Protocol(cause) => protocol(cause),
             })?;
         self.broken = false;
         let reply: Reply = serde_json::from_slice(&message).map_err(|error| protocol(error.into()))?;
@@ -318,18 +318,18 @@ fn refusal(method: &'static str, name: String, parameters: &str) -> CallError {
     if let Ok(error) = serde_json::from_str::<BrokerError>(&text) {
         return CallError::Refused {
             method,
-            source: Box::new(error),
+            cause: Box::new(error),
         };
     }
     if let Ok(error) = serde_json::from_str::<ServiceError>(&text) {
         return CallError::Service {
             method,
-            source: Box::new(error),
+            cause: Box::new(error),
         };
     }
     CallError::Protocol {
         method,
-        source: ProtocolError::UnknownError(name),
+        cause: ProtocolError::UnknownError(name),
     }
 }
 

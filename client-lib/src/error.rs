@@ -57,14 +57,14 @@ pub enum Error {
         chunks: u32,
     },
     /// The memory for a umem could not be made.
-    #[error("{call} for a umem of {}: {source}", Bytes(*.bytes))]
+    #[error("{call} for a umem of {}: {cause}", Bytes(*.bytes))]
     Umem {
         /// The system call.
         call: &'static str,
         /// How large.
         bytes: u64,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The umem is more than this user may pin.
     #[error(
@@ -81,14 +81,14 @@ pub enum Error {
         uid: u32,
     },
     /// A call on the way to a bound socket.
-    #[error("{call} for {queue}: {source}")]
+    #[error("{call} for {queue}: {cause}")]
     Socket {
         /// The system call or socket option.
         call: &'static str,
         /// The queue.
         queue: Queue,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The queue was still busy after retrying.
     #[error(
@@ -102,12 +102,12 @@ pub enum Error {
         waited: Duration,
     },
     /// Zero-copy was asked for and nothing else.
-    #[error("bind to {queue} in zero-copy mode: {source}; this driver may not have it: allow Mode::Copy")]
+    #[error("bind to {queue} in zero-copy mode: {cause}; this driver may not have it: allow Mode::Copy")]
     NoZeroCopy {
         /// The queue.
         queue: Queue,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The device was removed, or moved to another network namespace. The socket is of no use any more.
     #[error("{queue}: the device is gone")]
@@ -116,12 +116,12 @@ pub enum Error {
         queue: Queue,
     },
     /// The shared indexes of a ring contradict each other: somebody else writes to this socket's rings.
-    #[error("{queue}: {source}; another process may be using the same socket")]
+    #[error("{queue}: {cause}; another process may be using the same socket")]
     Corrupt {
         /// The queue.
         queue: Queue,
         /// Which indexes.
-        source: CorruptRing,
+        cause: CorruptRing,
     },
 }
 

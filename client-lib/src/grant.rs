@@ -127,13 +127,13 @@ impl Grant {
     ///
     /// [`CallError::Protocol`] where the indexes and the fds do not match.
     pub fn from_parts(acquired: Acquired, sockets: Vec<OwnedFd>) -> Result<Self, Error> {
-        let sockets = in_order(&acquired, sockets).map_err(|source| CallError::Protocol {
+        let sockets = in_order(&acquired, sockets).map_err(|cause| CallError::Protocol {
             method: "Acquire",
-            source,
+            cause,
         })?;
         acquired.rings.check().map_err(|error| CallError::Protocol {
             method: "Acquire",
-            source: ProtocolError::Json(serde::de::Error::custom(error)),
+            cause: ProtocolError::Json(serde::de::Error::custom(error)),
         })?;
         Ok(Self { acquired, sockets })
     }

@@ -85,10 +85,10 @@ impl BindOptions {
                 other => other,
             },
         };
-        let failed = |call, source| Error::Socket {
+        let failed = |call, cause| Error::Socket {
             call,
             queue: queue.clone(),
-            source,
+            cause,
         };
         match bound {
             Ok(()) => {}
@@ -101,12 +101,12 @@ impl BindOptions {
             Err(errno @ (Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS)) if self.mode == Mode::ZeroCopy => {
                 return Err(Error::NoZeroCopy {
                     queue: queue.clone(),
-                    source: errno.into(),
+                    cause: errno.into(),
                 });
             }
             Err(errno) => return Err(failed("bind", errno.into())),
         }
-        match sys::is_zero_copy(socket).map_err(|source| failed("XDP_OPTIONS", source))? {
+        match sys::is_zero_copy(socket).map_err(|cause| failed("XDP_OPTIONS", cause))? {
             true => Ok(BindMode::ZeroCopy),
             false => Ok(BindMode::Copy),
         }
@@ -150,10 +150,10 @@ pub(crate) struct Unbound {
 impl Unbound {
     /// Registers the umem with the socket.
     pub(crate) fn register(&self, umem: &Umem) -> Result<(), Error> {
-        sys::register_umem(&self.socket, umem.memory(), umem.chunk_bytes()).map_err(|source| {
-            match Errno::from_io_error(&source) {
+        sys::register_umem(&self.socket, umem.memory(), umem.chunk_bytes()).map_err(|cause| {
+            match Errno::from_io_error(&cause) {
                 Some(Errno::NOBUFS) => memlock(umem),
-                _ => self.failed("XDP_UMEM_REG", source),
+                _ => self.failed("XDP_UMEM_REG", cause),
             }
         })
     }
@@ -161,9 +161,9 @@ impl Unbound {
     /// Maps the four rings.
     pub(crate) fn map_rings(&self) -> Result<(RxRing, TxRing, FillRing, CompletionRing), Error> {
         let fd = self.socket.as_fd();
-        let offsets = sys::mmap_offsets(fd).map_err(|source| self.failed("XDP_MMAP_OFFSETS", source))?;
+        let offsets = sys::mmap_offsets(fd).map_err(|cause| self.failed("XDP_MMAP_OFFSETS", cause))?;
         let sizes = &self.rings;
-        let failed = |call| move |source| self.failed(call, source);
+        let failed = |call| move |cause| self.failed(call, cause);
         // SAFETY: `Xsk` produces chunks only that nothing else uses (see `chunks.rs`), and is the only producer: it is
         // made once per socket, since `register` succeeds once.
         let fill =
@@ -178,11 +178,11 @@ impl Unbound {
         Ok((rx, tx, fill, completion))
     }
 
-    fn failed(&self, call: &'static str, source: io::Error) -> Error {
+    fn failed(&self, call: &'static str, cause: io::Error) -> Error {
         Error::Socket {
             call,
             queue: self.queue.clone(),
-            source,
+            cause,
         }
     }
 }

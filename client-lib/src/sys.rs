@@ -16,7 +16,7 @@ use std::ptr::{self, NonNull};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::net::xdp::{SocketAddrXdp, XdpOptionsFlags, XdpUmemReg, XdpUmemRegFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
 
 pub use fds::{MAX_FDS, ReceiveError, receive_with_fds};
 
@@ -174,21 +174,26 @@ pub fn bind(socket: impl AsFd, interface_index: u32, queue: u32, flags: BindFlag
     Ok(rustix::net::bind(socket, &address)?)
 }
 
-/// Whether a socket has been bound, asked without any effect: `xsk_setsockopt` (net/xdp/xsk.c) looks at the state
-/// before the size of the ring, so that a ring of no entries is EBUSY once bound and EINVAL before.
+/// Whether a socket is bound, asked without any effect and without waiting for anybody: a recv that may block is refused
+/// by `xsk_recvmsg` (net/xdp/xsk.c, Linux 5.11), which looks first whether the socket is bound, and takes no lock.
 ///
-/// A socket whose device has gone was bound, and counts as bound.
+/// Asking by a socket option would wait for the socket's mutex, which another process that has the socket can hold for as
+/// long as it likes: by registering memory of a file system that it serves itself.
+///
+/// A socket whose device has gone is not bound any more.
 ///
 /// # Errors
 ///
 /// ENOPROTOOPT and the like where the fd is no AF_XDP socket.
 pub fn is_bound(socket: impl AsFd) -> io::Result<bool> {
-    match sockopt::set_xdp_rx_ring_size(socket, 0) {
-        Err(Errno::INVAL) => Ok(false),
-        Err(Errno::BUSY) => Ok(true),
+    if sockopt::socket_domain(&socket)? != AddressFamily::XDP {
+        return Err(Errno::NOTSOCK.into());
+    }
+    match rustix::net::recv(socket, &mut [0_u8; 1], RecvFlags::empty()) {
+        Err(Errno::NXIO) => Ok(false),
+        // Down; no RX ring; the refusal; or, where its holder made the socket non-blocking, no refusal.
+        Err(Errno::NETDOWN | Errno::NOBUFS | Errno::OPNOTSUPP | Errno::AGAIN) | Ok(_) => Ok(true),
         Err(errno) => Err(errno.into()),
-        // No kernel allocates a ring of no entries (`xsk_init_queue`, net/xdp/xsk.c).
-        Ok(()) => Err(Errno::PROTO.into()),
     }
 }
 

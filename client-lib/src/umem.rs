@@ -96,7 +96,7 @@ impl Umem {
             return Err(Error::UmemShape { chunk_bytes, chunks });
         }
         let bytes = u64::from(chunk_bytes) * u64::from(chunks);
-        let failed = |call| move |source| Error::Umem { call, bytes, source };
+        let failed = |call| move |cause| Error::Umem { call, bytes, cause };
         let memfd = memfd().map_err(failed("memfd_create"))?;
         rustix::fs::ftruncate(&memfd, bytes).map_err(|errno| failed("ftruncate")(errno.into()))?;
         let length = usize::try_from(bytes).map_err(|_| Error::UmemShape { chunk_bytes, chunks })?;

@@ -96,7 +96,7 @@ impl Xsk {
             queue: unbound.queue.clone(),
             socket: unbound.socket,
         };
-        xsk.refill().map_err(|source| xsk.corrupt(source))?;
+        xsk.refill().map_err(|cause| xsk.corrupt(cause))?;
         xsk.mode = options.bind(xsk.socket.as_fd(), unbound.interface_index, &xsk.queue)?;
         xsk.kick_fill()?;
         Ok(xsk)
@@ -117,7 +117,7 @@ impl Xsk {
         let room = u32::try_from(self.chunks.spare().len()).unwrap_or(u32::MAX);
         match self.rx.ready_run(max.min(room)) {
             Ok(run) => Ok(Received::new(self, run)),
-            Err(source) => Err(self.corrupt(source)),
+            Err(cause) => Err(self.corrupt(cause)),
         }
     }
 
@@ -142,7 +142,7 @@ impl Xsk {
         self.upkeep()?;
         match self.tx.free_run(max) {
             Ok(run) => Ok(Transmit::new(self, run)),
-            Err(source) => Err(self.corrupt(source)),
+            Err(cause) => Err(self.corrupt(cause)),
         }
     }
 
@@ -155,7 +155,7 @@ impl Xsk {
     pub fn send(&mut self, frame: Frame) -> Result<(), Unsent<Frame>> {
         let prepared = self
             .upkeep()
-            .and_then(|()| self.tx.free_run(1).map_err(|source| self.corrupt(source)));
+            .and_then(|()| self.tx.free_run(1).map_err(|cause| self.corrupt(cause)));
         match prepared {
             Ok(run) => Transmit::new(self, run).send_owned(frame),
             Err(error) => {
@@ -177,7 +177,7 @@ impl Xsk {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
             self.upkeep()?;
-            if self.rx.ready_run(1).map_err(|source| self.corrupt(source))?.count > 0 {
+            if self.rx.ready_run(1).map_err(|cause| self.corrupt(cause))?.count > 0 {
                 return Ok(true);
             }
             let longest = self.longest_pause();
@@ -205,7 +205,7 @@ impl Xsk {
     ///
     /// None on a working socket.
     pub fn statistics(&self) -> Result<Statistics, Error> {
-        sys::statistics(&self.socket).map_err(|source| self.socket_error("XDP_STATISTICS", source))
+        sys::statistics(&self.socket).map_err(|cause| self.socket_error("XDP_STATISTICS", cause))
     }
 
     /// How many descriptors were dropped here because they named memory that they may not name. Anything but 0 means
@@ -253,8 +253,8 @@ impl Xsk {
         self.stage(run.written());
         match self.tx.free_run(wanted) {
             Ok(run) => TxRun::new(run),
-            Err(source) => {
-                self.deferred = Some(self.corrupt(source));
+            Err(cause) => {
+                self.deferred = Some(self.corrupt(cause));
                 TxRun::NONE
             }
         }
@@ -296,10 +296,10 @@ impl Xsk {
         }
         if self.chunks.any_owned() {
             self.chunks.collect();
-            self.refill().map_err(|source| self.corrupt(source))?;
+            self.refill().map_err(|cause| self.corrupt(cause))?;
         }
         if self.in_flight > 0 {
-            self.reap().map_err(|source| self.corrupt(source))?;
+            self.reap().map_err(|cause| self.corrupt(cause))?;
         }
         if self.kick_again {
             self.kick_tx()?;
@@ -333,7 +333,7 @@ impl Xsk {
     fn refill_and_kick(&mut self) {
         let done = self
             .refill()
-            .map_err(|source| self.corrupt(source))
+            .map_err(|cause| self.corrupt(cause))
             .and_then(|()| self.kick_fill());
         if let Err(error) = done {
             self.deferred = Some(error);
@@ -410,19 +410,19 @@ impl Xsk {
         self.socket_error(call, errno.into())
     }
 
-    fn socket_error(&self, call: &'static str, source: io::Error) -> Error {
+    fn socket_error(&self, call: &'static str, cause: io::Error) -> Error {
         Error::Socket {
             call,
             queue: self.queue.clone(),
-            source,
+            cause,
         }
     }
 
     #[cold]
-    fn corrupt(&self, source: CorruptRing) -> Error {
+    fn corrupt(&self, cause: CorruptRing) -> Error {
         Error::Corrupt {
             queue: self.queue.clone(),
-            source,
+            cause,
         }
     }
 }

@@ -239,8 +239,8 @@ impl From<CallError> for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let text = error.to_string();
-        if let Error::Call(CallError::Refused { source, .. }) = &error {
-            let on_the_wire = serde_json::to_value(source).unwrap();
+        if let Error::Call(CallError::Refused { cause, .. }) = &error {
+            let on_the_wire = serde_json::to_value(cause).unwrap();
             let name = on_the_wire["error"].as_str().unwrap();
             return Self {
                 kind: name.rsplit('.').next().unwrap().to_owned(),

@@ -86,7 +86,7 @@ impl<'a> Report<'a> {
         });
         let file = self.args.file.display();
         match (self.loaded, self.good) {
-            (Some(loaded), true) => print_summary(&loaded.policy, out),
+            (Some(loaded), true) => print_summary(&loaded.policy, &counts[1], out),
             (Some(_), false) => {
                 writeln!(err, "{file}: {}, which --strict takes for errors", counts[1])
             }
@@ -124,7 +124,7 @@ fn counted(count: usize, word: &str) -> String {
     }
 }
 
-fn print_summary(policy: &Policy, out: &mut dyn Write) -> io::Result<()> {
+fn print_summary(policy: &Policy, warnings: &str, out: &mut dyn Write) -> io::Result<()> {
     let files: Vec<String> = policy
         .files()
         .iter()
@@ -132,7 +132,7 @@ fn print_summary(policy: &Policy, out: &mut dyn Write) -> io::Result<()> {
         .collect();
     writeln!(
         out,
-        "{}: good, {}, {}",
+        "{}: good, {}, {}, {warnings}",
         files.join(", "),
         counted(policy.sections().len(), "interface section"),
         counted(policy.rule_count(), "rule")

@@ -1,6 +1,6 @@
 //! The exit codes, in one table (sysexits.h where it has a word for it).
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
 use xsk_client::CallError;
@@ -47,17 +47,21 @@ impl From<Exit> for ExitCode {
 /// What an error means for the exit code.
 pub fn of_error(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<CallError>() {
-        Some(CallError::Connect { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
-            Exit::Denied
-        }
+        Some(CallError::Connect { cause, .. }) if cause.kind() == ErrorKind::PermissionDenied => Exit::Denied,
         Some(CallError::Connect { .. } | CallError::Connection { .. } | CallError::Timeout { .. }) => {
             Exit::Unreachable
         }
-        Some(CallError::Refused { source, .. }) => of_refusal(source),
-        Some(CallError::Service { source, .. }) if matches!(**source, ServiceError::PermissionDenied {}) => {
+        Some(CallError::Refused { cause, .. }) => of_refusal(cause),
+        Some(CallError::Service { cause, .. }) if matches!(**cause, ServiceError::PermissionDenied {}) => {
             Exit::Denied
         }
         None if error.is::<PolicyError>() => Exit::Config,
+        None if error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == ErrorKind::PermissionDenied) =>
+        {
+            Exit::Denied
+        }
         Some(_) | None => Exit::Failed,
     }
 }

@@ -1,10 +1,11 @@
 //! `xsk-broker grant IF:QUEUES -- COMMAND`: takes queues and becomes the command, which inherits the sockets.
 
 use std::ffi::OsString;
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Gid, Uid};
 use xsk_client::wire::{Acquire, RingSizes, SocketKind, Target};
@@ -102,7 +103,9 @@ pub fn run(args: GrantArgs) -> anyhow::Result<Exit> {
 /// Gives up root for a user: groups, gid and uid. The kernel clears all capabilities with the last (capabilities(7)).
 fn become_user(name: &str) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
-        bail!("--as {name} is for root: without it, the request is made as the user that you are");
+        let message =
+            format!("--as {name} is for root: without it, the request is made as the user that you are");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, message).into());
     }
     let user = User::look_up(name)?;
     let groups: Vec<Gid> = user.groups.into_iter().map(Gid::from_raw).collect();

@@ -10,8 +10,8 @@ use super::table::{Column, layout};
 /// List leases: all of them for root, one's own for others.
 ///
 /// One line for each queue. REDIRECTED counts the packets that the XDP program handed to the socket since the lease was
-/// activated; of these, DROPPED did not reach the holder, because its RX ring was full or there was no fill entry
-/// (the socket's own counters). A lease is "lingering" when it has ended and the kernel still holds a queue for its
+/// activated; of these, DROPPED did not reach the holder, because its RX ring was full, there was no fill
+/// entry, or the packet was longer than a chunk (the socket's own counters). A lease is "lingering" when it has ended and the kernel still holds a queue for its
 /// socket.
 #[derive(Debug, clap::Args)]
 pub struct ListArgs {

@@ -46,8 +46,16 @@ impl Sockets {
     /// # Errors
     ///
     /// [`CallError::Connect`].
-    pub fn connect_as_operator(&self) -> Result<Broker, CallError> {
-        Broker::connect_to(&self.control_socket)
+    pub fn connect_as_operator(&self) -> anyhow::Result<Broker> {
+        let connected = Broker::connect_to(&self.control_socket);
+        let denied = |error: &CallError| match error {
+            CallError::Connect { cause, .. } => cause.kind() == io::ErrorKind::PermissionDenied,
+            _ => false,
+        };
+        match connected {
+            Err(error) if denied(&error) => Err(anyhow::Error::new(error).context("this is for root")),
+            connected => Ok(connected?),
+        }
     }
 
     /// Connects as an operator where that is possible, which is for root, else as anybody.

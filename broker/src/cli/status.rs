@@ -1,7 +1,7 @@
 //! `xsk-broker status`: how the daemon and its devices are doing.
 
 use serde_json::json;
-use xsk_client::wire::{Interface, Interfaces, Status};
+use xsk_client::wire::{Interface, Interfaces, Status, ranges};
 
 use super::exit::Exit;
 use super::output::{self, Sockets, duration};
@@ -47,7 +47,7 @@ fn status(status: &Status) -> String {
         ("may raise", status.capabilities.join(" ")),
         (
             "policy",
-            format!("{} ({} rules)", status.policy_files.join(" "), status.rules),
+            format!("{}, rules: {}", status.policy_files.join(" "), status.rules),
         ),
         ("leases", status.leases.to_string()),
         ("connections", status.connections.to_string()),
@@ -70,6 +70,7 @@ fn interfaces(reply: &Interfaces) -> String {
     }
     let columns = [
         Column::Left("INTERFACE"),
+        Column::Left("STATE"),
         Column::Left("XDP"),
         Column::Right("QUEUES"),
         Column::Right("MAX"),
@@ -82,13 +83,14 @@ fn interfaces(reply: &Interfaces) -> String {
     format!("\n{}", layout(columns, &rows))
 }
 
-fn row(interface: &Interface) -> [String; 8] {
+fn row(interface: &Interface) -> [String; 9] {
     let ids = |ids: &[u32]| match ids {
         [] => "-".to_owned(),
-        ids => ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        ids => ranges(ids),
     };
     [
         interface.interface.to_string(),
+        if interface.up { "up" } else { "down" }.to_owned(),
         interface
             .xdp
             .map_or("not attached", |mode| mode.as_str())

@@ -21,6 +21,10 @@ impl User {
     /// A name that does not exist.
     pub fn look_up(name: &str) -> anyhow::Result<Self> {
         let number = name.parse::<u32>().ok();
+        // To setresuid(2) it means "leave it as it is".
+        if number == Some(u32::MAX) {
+            bail!("{name} is no uid");
+        }
         let entry = match number {
             Some(uid) => uzers::get_user_by_uid(uid),
             None => uzers::get_user_by_name(name),

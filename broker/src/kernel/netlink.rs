@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp, XdpAttached};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteNextHop};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
@@ -22,6 +22,8 @@ const RTNLGRP_LINK: u32 = 1;
 /// What rtnetlink says about one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
+    /// Whether it is up.
+    pub up: bool,
     /// RX and TX queues that were allocated for it.
     pub allocated_queues: u32,
     /// The bridge, bond or other device that it is a port of.
@@ -70,6 +72,7 @@ pub fn device_names() -> io::Result<Vec<InterfaceName>> {
 
 fn read_link(message: &LinkMessage) -> Link {
     let mut link = Link {
+        up: message.header.flags.contains(LinkFlags::Up),
         allocated_queues: 1,
         controller: None,
         xdp: None,

@@ -47,11 +47,7 @@ impl QueueProbe {
         let failed = |call, source: io::Error| {
             Failure::kernel(call, format!("ifindex {index}, queue {queue}"), source)
         };
-        let may_zero_copy = *self
-            .may_zero_copy
-            .entry(index)
-            // Unknown (before Linux 6.3) counts as "it may": then the try is the one that is always right.
-            .or_insert_with(|| netlink::may_do_zero_copy(index).unwrap_or(true));
+        let may_zero_copy = self.may_zero_copy(index);
         let probe = match self.socket.take() {
             Some(probe) => probe,
             None => privileges::with(
@@ -73,8 +69,31 @@ impl QueueProbe {
         match error.raw_os_error() {
             Some(libc::EOPNOTSUPP) if !may_zero_copy => Ok(QueueUse::Free),
             Some(libc::EBUSY) => Ok(QueueUse::Taken),
+            // There is no such queue any more, so nothing holds it (`xsk_reg_pool_at_qid`, net/xdp/xsk.c).
+            Some(libc::EINVAL) => Ok(QueueUse::Free),
             _ => Err(failed("bind(AF_XDP)", error)),
         }
+    }
+
+    /// The same, unless asking would disturb a free queue.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    pub fn queue_use_untouched(&mut self, index: u32, queue: u32) -> Result<Option<QueueUse>, Failure> {
+        if self.may_zero_copy(index) {
+            return Ok(None);
+        }
+        self.queue_use(index, queue).map(Some)
+    }
+
+    fn may_zero_copy(&mut self, index: u32) -> bool {
+        let ask = || netlink::may_do_zero_copy(index);
+        // Unknown (before Linux 6.3) counts as "it may": then the try is the one that is always right.
+        *self
+            .may_zero_copy
+            .entry(index)
+            .or_insert_with(|| ask().unwrap_or(true))
     }
 
     /// Forgets a device that is gone: its index may be another's one day.

@@ -74,8 +74,7 @@ impl Xsk {
     ///
     /// What the kernel says.
     pub fn is_bound(&self) -> Result<bool, Failure> {
-        sys::is_bound(&self.socket)
-            .map_err(|source| Failure::kernel("setsockopt(XDP_RX_RING, 0)", "AF_XDP socket", source))
+        sys::is_bound(&self.socket).map_err(|source| Failure::kernel("recv", "AF_XDP socket", source))
     }
 
     /// Copy or zero-copy, once bound.

@@ -7,10 +7,39 @@ use crate::identity::Subject;
 use super::mistake::{section_header, toml_text};
 use super::refusal::Why;
 use super::rule::{Allowance, Effect, Rule};
-use super::{Policy, Request};
+use super::{Policy, QueueRanges, Request};
 
 /// Text for the operator.
 pub(super) fn advice(policy: &Policy, subject: &Subject, request: &Request, why: &Why) -> String {
+    let advice = first_change(policy, subject, request, why);
+    match (why, policy.section(&request.interface)) {
+        // It would be refused again, by the next thing that is looked at.
+        (Why::Reserved { .. } | Why::NotListed, _) | (_, None) => advice,
+        (_, Some(section))
+            if advice.is_empty()
+                || !request
+                    .queues
+                    .iter()
+                    .any(|queue| section.settings.reserved.contains(queue)) =>
+        {
+            advice
+        }
+        (_, Some(section)) => {
+            let change = unreserved(&section.settings.reserved, request, &section.at);
+            format!("{advice}\n\nAnd, since the host keeps some of these queues for itself, {change}")
+        }
+    }
+}
+
+fn unreserved(reserved: &QueueRanges, request: &Request, at: &str) -> String {
+    let rest = reserved.without(&request.queues);
+    match rest.is_empty() {
+        true => format!("remove `reserved = \"{reserved}\"` from the section at {at}"),
+        false => format!("change the section at {at} to:\nreserved = \"{rest}\""),
+    }
+}
+
+fn first_change(policy: &Policy, subject: &Subject, request: &Request, why: &Why) -> String {
     match why {
         Why::NotListed => {
             let section = format!(
@@ -34,11 +63,7 @@ pub(super) fn advice(policy: &Policy, subject: &Subject, request: &Request, why:
             )
         }
         Why::Reserved { at, reserved, .. } => {
-            let rest = reserved.without(&request.queues);
-            match rest.is_empty() {
-                true => format!("To allow it, remove `reserved = \"{reserved}\"` from the section at {at}"),
-                false => format!("To allow it, change the section at {at} to:\nreserved = \"{rest}\""),
-            }
+            format!("To allow it, {}", unreserved(reserved, request, at))
         }
         Why::QueuesOutside { rule, .. } => in_rule(policy, rule, |rule, _| widened(rule, request)),
         Why::NotAllInOneRule { rules } => match rules.first() {

@@ -164,6 +164,8 @@ pub(super) enum Mistake {
         shown(interface)
     )]
     AllReserved { interface: String, queues: String },
+    #[error("queue {queue} is reserved on {interface}: this rule does not grant it there")]
+    SomeReserved { interface: String, queue: u32 },
     #[error("no [[allow]] rule: this policy grants nothing to anybody")]
     NoAllow,
     #[error("no [interface.NAME] section: this policy touches no device")]
@@ -250,10 +252,10 @@ impl Mistake {
                 format!("run: chmod go-w {path}{}", install(&path, mode))
             }
             Self::NoSuchAccount { kind, .. } if *kind == "user" => {
-                "make the user, then reload: names are looked up only when a policy is loaded".to_owned()
+                "make the user, then restart the broker: names are looked up only when it starts".to_owned()
             }
             Self::NoSuchAccount { .. } => {
-                "make the group, then reload: names are looked up only when a policy is loaded".to_owned()
+                "make the group, then restart the broker: names are looked up only when it starts".to_owned()
             }
             Self::NotListed(name) => format!("add {}", section_header(name)),
             _ => return None,

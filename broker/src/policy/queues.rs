@@ -60,6 +60,15 @@ impl QueueRanges {
         other.ranges.iter().all(inside)
     }
 
+    /// The lowest id that both have.
+    pub fn first_common(&self, other: &Self) -> Option<u32> {
+        let overlap = |(first, last): &(u32, u32)| {
+            let starts = other.ranges.iter().filter(|(f, l)| f <= last && first <= l);
+            starts.map(|(f, _)| *f.max(first)).min()
+        };
+        self.ranges.iter().filter_map(overlap).min()
+    }
+
     /// The ids below `count`, which is how many queues a device has.
     pub fn below(&self, count: u32) -> Vec<u32> {
         let bounded = self.ranges.iter().filter(|(first, _)| *first < count);

@@ -10,6 +10,7 @@ use super::diagnostic::{Diagnostic, Findings, Place, PolicyError, Severity, Sour
 use super::interface::{InterfaceSection, Pattern, read_sections, section_for};
 use super::mistake::{Mistake, Section, nearest};
 use super::names::Machine;
+use super::queues::QueueRanges;
 use super::rule::{Effect, ReadRule, Rule, read_rules};
 use super::table::{Item, Table};
 use super::{Loaded, Policy};
@@ -228,7 +229,7 @@ fn warn_if_absent(pattern: &Pattern, place: &Place, here: Option<&[InterfaceName
     );
 }
 
-/// Warns of an allow rule that names a device which is never touched, or only queues that are reserved there.
+/// Warns of an allow rule that names a device which is never touched, or queues that are reserved there.
 fn warn_if_useless(
     rule: &Rule,
     pattern: &Pattern,
@@ -244,6 +245,12 @@ fn warn_if_useless(
         Some(section) if section.settings.reserved.covers(&rule.queues) => {
             let (interface, queues) = (name.to_string(), rule.queues.to_string());
             findings.warn(place, Mistake::AllReserved { interface, queues });
+        }
+        Some(section) if rule.queues != QueueRanges::all() => {
+            if let Some(queue) = rule.queues.first_common(&section.settings.reserved) {
+                let interface = name.to_string();
+                findings.warn(place, Mistake::SomeReserved { interface, queue });
+            }
         }
         Some(_) => {}
     }

@@ -197,23 +197,12 @@ impl Refusal {
         }
     }
 
-    /// As the peer gets it.
+    /// As the peer gets it. Above a rule's limits is denied too: no waiting helps.
     pub fn to_wire(&self) -> BrokerError {
-        let message = self.message_for_peer();
-        let quota = |resource: &str, limit: u32, message| BrokerError::QuotaExceeded {
-            resource: resource.to_owned(),
-            limit: limit.into(),
-            in_use: 0,
-            message,
-        };
-        match self.why {
-            Why::TooManyQueues { limit, .. } => quota("queues", limit, message),
-            Why::RingTooLarge { limit, .. } => quota("ring-entries", limit, message),
-            _ => BrokerError::Denied {
-                interface: self.target.interface.clone(),
-                queues: QueueSet::iter(&self.target.queues).collect(),
-                message,
-            },
+        BrokerError::Denied {
+            interface: self.target.interface.clone(),
+            queues: QueueSet::iter(&self.target.queues).collect(),
+            message: self.message_for_peer(),
         }
     }
 }

@@ -75,7 +75,7 @@ fn fds_that_do_not_match_are_errors() {
             matches!(
                 error,
                 CallError::Protocol {
-                    source: ProtocolError::Fds { .. },
+                    cause: ProtocolError::Fds { .. },
                     ..
                 }
             ),
@@ -95,7 +95,7 @@ fn fds_where_none_belong_break_the_connection() {
         matches!(
             again,
             CallError::Protocol {
-                source: ProtocolError::Broken,
+                cause: ProtocolError::Broken,
                 ..
             }
         ),

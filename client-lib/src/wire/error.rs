@@ -42,7 +42,7 @@ pub enum BrokerError {
     #[error("{message}")]
     #[serde(rename = "org.xskbroker.Broker.QuotaExceeded", rename_all = "camelCase")]
     QuotaExceeded {
-        /// What is limited: `queues`, `ring-entries`.
+        /// What is limited: `queues`.
         resource: String,
         /// The limit.
         limit: u64,

@@ -127,6 +127,8 @@ pub struct Interface {
     /// Where our XDP program runs; absent until the first `Acquire`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub xdp: Option<XdpMode>,
+    /// Whether it is up; a device that is down neither receives nor sends.
+    pub up: bool,
     /// Queues that packets arrive on or leave by now.
     pub queues: u32,
     /// The most that the device can have.

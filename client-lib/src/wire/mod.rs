@@ -19,7 +19,7 @@ pub use message::{
     ServiceInfo, Status, object,
 };
 pub use names::{
-    BindMode, InterfaceName, NameError, QueueLock, QueueSet, RingSizes, SocketKind, Target, XdpMode,
+    BindMode, InterfaceName, NameError, QueueLock, QueueSet, RingSizes, SocketKind, Target, XdpMode, ranges,
 };
 
 /// The name of the broker's Varlink interface. Every method and error name starts with it.

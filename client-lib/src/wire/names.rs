@@ -13,9 +13,9 @@ use super::MAX_QUEUES;
 /// Why a text is not a name of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Not a name that the kernel gives to an interface (`dev_valid_name`, net/core/dev.c).
+    /// Not a name of an interface, in printable ASCII (`dev_valid_name`, net/core/dev.c).
     #[error(
-        "{0:?} is no interface name: 1 to 15 bytes, not \".\" or \"..\", without '/', ':', white space and control characters"
+        "{0:?} is no interface name: 1 to 15 printable ASCII characters, not \".\" or \"..\", without '/' and ':'"
     )]
     Interface(String),
     /// Not a list of queue ids.
@@ -58,10 +58,10 @@ impl InterfaceName {
 impl FromStr for InterfaceName {
     type Err = NameError;
 
-    /// Takes what `dev_valid_name` (net/core/dev.c) takes, and no control characters: they would garble logs.
+    /// Takes what `dev_valid_name` (net/core/dev.c) takes, in printable ASCII: anything else could garble logs.
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let forbidden = |c: char| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control();
-        if text.is_empty() || text.len() > 15 || matches!(text, "." | "..") || text.contains(forbidden) {
+        let allowed = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':');
+        if text.is_empty() || text.len() > 15 || matches!(text, "." | "..") || !text.chars().all(allowed) {
             return Err(NameError::Interface(text.to_owned()));
         }
         Ok(Self(text.to_owned()))
@@ -156,24 +156,29 @@ impl FromStr for QueueSet {
 
 impl fmt::Display for QueueSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = String::new();
-        let mut ids = self.0.iter().copied().peekable();
-        while let Some(first) = ids.next() {
-            let mut last = first;
-            while let Some(next) = ids.next_if(|next| last.checked_add(1) == Some(*next)) {
-                last = next;
-            }
-            if !text.is_empty() {
-                text.push(',');
-            }
-            text.push_str(&first.to_string());
-            if last > first {
-                text.push('-');
-                text.push_str(&last.to_string());
-            }
-        }
-        f.pad(&text)
+        f.pad(&ranges(&self.0))
     }
+}
+
+/// Ascending queue ids as people write them: `0,2-4`.
+pub fn ranges(ids: &[u32]) -> String {
+    let mut text = String::new();
+    let mut ids = ids.iter().copied().peekable();
+    while let Some(first) = ids.next() {
+        let mut last = first;
+        while let Some(next) = ids.next_if(|next| last.checked_add(1) == Some(*next)) {
+            last = next;
+        }
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(&first.to_string());
+        if last > first {
+            text.push('-');
+            text.push_str(&last.to_string());
+        }
+    }
+    text
 }
 
 impl Serialize for QueueSet {
