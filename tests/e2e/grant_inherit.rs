@@ -156,7 +156,7 @@ fn what_is_refused_runs_no_command() {
         ("eth0:0", &[], 77, "not queue 0"),
         ("nowhere9:1", &[], 77, "does not give this"),
         ("eth0:3", &[], 75, "of your own"),
-        ("eth0:1", &zero, 1, "--as 0 is for root"),
+        ("eth0:1", &zero, 77, "--as 0 is for root"),
         ("eth0", &[], 2, "IF:QUEUES"),
     ] {
         let arguments = [&["grant", target], more, &["--"], &COMMAND].concat();

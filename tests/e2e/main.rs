@@ -17,6 +17,7 @@ mod grant_inherit;
 mod grant_path;
 mod holder_memlock;
 mod holder_privileges;
+mod hostile;
 mod kernel_bind;
 mod kernel_probe;
 mod kernel_slots;

@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, Prop,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -96,6 +96,19 @@ impl Netlink {
             NLM_F_CREATE | NLM_F_REPLACE,
         )
         .with_context(|| format!("adding {address} to device {index}"))
+    }
+
+    /// Gives a device an alternative name, which the kernel takes in place of its own.
+    pub fn add_alternative_name(&self, index: u32, name: &str) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let names = vec![Prop::AltIfName(name.to_owned())];
+        message.attributes.push(LinkAttribute::PropList(names));
+        self.change(
+            RouteNetlinkMessage::NewLinkProp(message),
+            NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND,
+        )
+        .with_context(|| format!("giving device {index} the name {name} too"))
     }
 
     /// Makes a neighbour known for good, so that nobody has to ask for it by ARP.

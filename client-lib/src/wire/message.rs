@@ -239,7 +239,7 @@ pub struct Status {
     pub rules: u64,
     /// How many leases there are, lingering ones included.
     pub leases: u64,
-    /// How many clients are connected.
+    /// How many clients are connected to the broker socket.
     pub connections: u64,
 }
 
