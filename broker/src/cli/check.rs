@@ -351,7 +351,7 @@ mod tests {
         assert_eq!(
             out,
             "\
-p.toml: good, 1 interface section, 2 rules
+p.toml: good, 1 interface section, 2 rules, 0 warnings
 
 interface lo
   xdp auto, queues 0 reserved
