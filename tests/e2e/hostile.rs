@@ -40,16 +40,21 @@ fn a_client_that_never_pauses_keeps_nobody_from_being_served() {
     let world = World::new().unwrap();
     let scene = Scene::new(&world);
     let stranger = Uid::take().unwrap();
-    let flood = CALL.repeat(1 << 14);
+    // Short enough for one piece of the stream, so that two senders do not tear each other's messages apart.
+    let flood = CALL.repeat(128);
     let hog = scene.client_of(&stranger);
+    rustix::net::sockopt::set_socket_send_buffer_size(hog.stream(), 16 << 20).unwrap();
     let served = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut stream = hog.stream();
-            while !served.load(Ordering::Relaxed) {
-                stream.write_all(&flood).unwrap();
-            }
-        });
+        // Two senders for one stream: one of them always has bytes for it.
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut stream = hog.stream();
+                while !served.load(Ordering::Relaxed) {
+                    stream.write_all(&flood).unwrap();
+                }
+            });
+        }
         // None of these would be answered before the flood is over, and it is over only after the last of them.
         let _over = Over(&served);
         for _ in 0..20 {
