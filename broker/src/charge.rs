@@ -49,6 +49,11 @@ impl Accounts {
         }
     }
 
+    /// How much of a resource is charged to a uid.
+    pub fn charged_to(&self, uid: u32, resource: &Resource) -> u64 {
+        self.lock().get(&(uid, resource.clone())).copied().unwrap_or(0)
+    }
+
     /// How much is charged in all of a resource.
     pub fn total(&self, resource: &Resource) -> u64 {
         self.lock()

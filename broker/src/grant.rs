@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use xsk_client::wire::{
     Acquire, Acquired, Activated, ActivatedSocket, BrokerError, GrantedSocket, InterfaceName, LeaseState,
-    QueueLock, RingSizes,
+    RingSizes,
 };
 
 use crate::audit::{Event, Line};
@@ -278,7 +278,7 @@ fn reply(reservation: &Reservation, redirect: &Redirect, rings: RingSizes) -> Ac
         interface: device.name.clone(),
         interface_index: device.index,
         rule: terms.rule().to_owned(),
-        queue_lock: QueueLock::None,
+        queue_lock: terms.settings().queue_lock.into(),
         xdp: redirect.mode(),
         rings,
         activate_within_ms: u64::try_from(terms.activate_within().as_millis()).unwrap_or(u64::MAX),

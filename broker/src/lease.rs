@@ -113,17 +113,16 @@ impl Leases {
     fn check_abandoned(&mut self, uid: u32) -> Result<(), BrokerError> {
         let now = Instant::now();
         self.abandoned.retain(|(until, _)| *until > now);
-        // A charge of nothing is refused when more than the limit is charged.
-        let probe = self
-            .accounts
-            .charge(uid, Resource::Abandoned, 0, ABANDONED_MAX - 1);
-        probe.map(drop).map_err(|reached| BrokerError::QuotaExceeded {
+        let in_use = self.accounts.charged_to(uid, &Resource::Abandoned);
+        if in_use < ABANDONED_MAX {
+            return Ok(());
+        }
+        Err(BrokerError::QuotaExceeded {
             resource: "abandoned-sockets".into(),
             limit: ABANDONED_MAX,
-            in_use: reached.in_use,
+            in_use,
             message: format!(
-                "uid {uid} has left {} sockets unbound within {} s, and their rings may still take memory; ask again later",
-                reached.in_use,
+                "uid {uid} has left {in_use} sockets unbound within {} s, and their rings may still take memory; ask again later",
                 ABANDONED_FOR.as_secs(),
             ),
         })
@@ -357,10 +356,9 @@ impl Lease {
         &self.reservation.terms
     }
 
-    /// What confines its sockets to their queues: of [`QueueLockSetting`](crate::policy::QueueLockSetting) this version
-    /// has one.
+    /// What confines its sockets to their queues.
     pub fn queue_lock(&self) -> QueueLock {
-        QueueLock::None
+        self.terms().settings().queue_lock.into()
     }
 
     /// Its queues as they are now, or as they were when it ended.

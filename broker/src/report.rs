@@ -1,8 +1,8 @@
 //! What the broker tells of itself: leases, interfaces, verdicts, status. Nothing here changes anything.
 
 use xsk_client::wire::{
-    Explain, Explained, Holder, Interface, Interfaces, Lease as WireLease, Leases, Probe, QueueLock,
-    Requester, SocketKind, Status,
+    Explain, Explained, Holder, Interface, Interfaces, Lease as WireLease, Leases, Probe, Requester,
+    SocketKind, Status,
 };
 
 use crate::charge::Resource;
@@ -71,7 +71,7 @@ fn lease(lease: &Lease) -> WireLease {
 /// As the kernel says when asked for devices.
 pub fn interfaces(engine: &Engine, scope: Scope, peer: &Peer) -> Result<Interfaces, Error> {
     let mut interfaces = Vec::new();
-    for name in kernel::netlink::device_names()
+    for (name, link) in kernel::netlink::devices()
         .map_err(|source| crate::error::Failure::kernel("RTM_GETLINK", "all devices", source))?
     {
         let Some(settings) = engine.policy.interface(&name) else {
@@ -83,7 +83,6 @@ pub fn interfaces(engine: &Engine, scope: Scope, peer: &Peer) -> Result<Interfac
         let Some(device) = Device::look_up(&name)? else {
             continue;
         };
-        let Some(link) = device.link()? else { continue };
         let redirect = engine.redirects.get(&device.index);
         let held = engine
             .leases
@@ -99,7 +98,7 @@ pub fn interfaces(engine: &Engine, scope: Scope, peer: &Peer) -> Result<Interfac
             queues: device.rx_queues,
             queues_max: device.max_queues,
             reserved: settings.reserved.below(device.max_queues),
-            queue_lock: QueueLock::None,
+            queue_lock: settings.queue_lock.into(),
             held,
             passed: redirect.map_or(0, kernel::redirect::Redirect::passed),
         });

@@ -50,24 +50,28 @@ pub fn link_of(index: u32) -> io::Result<Link> {
         .ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
 }
 
-/// The names of all devices of this network namespace.
+/// All devices of this network namespace that have a name of ours.
 ///
 /// # Errors
 ///
 /// As the kernel says.
-pub fn device_names() -> io::Result<Vec<InterfaceName>> {
+pub fn devices() -> io::Result<Vec<(InterfaceName, Link)>> {
     let answers = ask(
         RouteNetlinkMessage::GetLink(LinkMessage::default()),
         NLM_F_REQUEST | NLM_F_DUMP,
     )?;
-    let names = answers.iter().filter_map(|answer| match answer {
-        RouteNetlinkMessage::NewLink(link) => link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => name.parse().ok(),
-            _ => None,
-        }),
+    let devices = answers.iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => Some((name_of(link)?, read_link(link))),
         _ => None,
     });
-    Ok(names.collect())
+    Ok(devices.collect())
+}
+
+fn name_of(message: &LinkMessage) -> Option<InterfaceName> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => name.parse().ok(),
+        _ => None,
+    })
 }
 
 fn read_link(message: &LinkMessage) -> Link {

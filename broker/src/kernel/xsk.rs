@@ -20,7 +20,7 @@ pub struct Xsk {
 }
 
 impl Xsk {
-    /// Makes a socket of kind `prepared`: confined to the device by SO_BINDTODEVICE, which its holder cannot change
+    /// Makes a socket of kind `prepared`: confined to the device by SO_BINDTOIFINDEX, which its holder cannot change
     /// (F3), with all four rings, so that their sizes are the broker's choice (F7).
     ///
     /// It takes a reservation to show that a policy has decided so.
