@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::call_error::CallError;
 use crate::ring::CorruptRing;
+use crate::sys::Ring;
 use crate::wire::InterfaceName;
 
 /// One queue of one device, as `eth0:4`.
@@ -89,6 +90,22 @@ pub enum Error {
         queue: Queue,
         /// Why.
         cause: io::Error,
+    },
+    /// A umem cannot be shared by so many sockets.
+    #[error("a umem of {chunks} chunks cannot be shared by {sockets} sockets: each needs at least one")]
+    UmemShares {
+        /// How many chunks it has.
+        chunks: u32,
+        /// How many sockets were to share it.
+        sockets: usize,
+    },
+    /// The socket was granted for the other direction only.
+    #[error("{queue}: the socket has no {ring} ring: it was granted for the other direction only")]
+    NoRing {
+        /// The queue.
+        queue: Queue,
+        /// The ring that it lacks.
+        ring: Ring,
     },
     /// The queue was still busy after retrying.
     #[error(

@@ -10,7 +10,7 @@ use std::slice;
 use std::sync::Arc;
 
 use crate::cast;
-use crate::umem::Pool;
+use crate::pool::Pool;
 
 /// A frame that could not be sent, and why. The frame is still the caller's.
 #[derive(Debug)]
@@ -31,16 +31,19 @@ pub enum UnsentReason {
     /// More bytes than the chunk has from the frame's first byte on.
     #[error("the frame is longer than its chunk")]
     TooLong,
-    /// The frame is in another socket's umem.
+    /// The frame is in another umem than the socket's.
     #[error("the frame belongs to another umem")]
     ForeignUmem,
+    /// The socket was granted for receiving only.
+    #[error("the socket has no TX ring: it was granted for receiving only")]
+    NoRing,
 }
 
 /// A frame that its holder owns, made by `into_owned` of an [`RxFrame`](crate::RxFrame) or a
 /// [`TxFrame`](crate::TxFrame).
 ///
-/// It may be kept, sent to another thread, or given to [`Xsk::send`](crate::Xsk::send). Dropped, its chunk goes back
-/// to its socket; that takes no lock. While any is out, its socket checks each frame that it hands out against all
+/// It may be kept, sent to another thread, or given to [`Xsk::send`](crate::Xsk::send) of any socket of its umem.
+/// Dropped, its chunk goes back to the socket that it came from; that takes no lock. While any is out, its socket checks each frame that it hands out against all
 /// that are owned, which costs some instructions a packet.
 pub struct Frame {
     pool: Arc<Pool>,
@@ -50,7 +53,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// `address` and `length` lie in one chunk of the pool's umem, which the pool's socket has marked as owned.
+    /// `address` and `length` lie in one chunk of the pool's umem, which its socket has marked as gone (`Chunks::leave`).
     pub(crate) fn new(pool: Arc<Pool>, address: u64, length: u32) -> Self {
         Self {
             pool,
@@ -80,18 +83,21 @@ impl Frame {
         }
     }
 
-    pub(crate) fn belongs_to(&self, pool: &Arc<Pool>) -> bool {
-        Arc::ptr_eq(&self.pool, pool)
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
     }
 
-    /// Address and length, for who takes the chunk over.
-    pub(crate) fn into_parts(self) -> (u64, u32) {
+    /// Address and length.
+    pub(crate) fn parts(&self) -> (u64, u32) {
+        (self.address, self.length)
+    }
+
+    /// Somebody else has taken the chunk over.
+    pub(crate) fn forget(self) {
         let mut frame = ManuallyDrop::new(self);
-        let parts = (frame.address, frame.length);
         // SAFETY: the field is dropped once: `ManuallyDrop` keeps the frame's own drop away, and the frame is not
         // used again.
         unsafe { std::ptr::drop_in_place(&raw mut frame.pool) };
-        parts
     }
 
     fn start(&self) -> NonNull<u8> {
@@ -106,8 +112,8 @@ impl Deref for Frame {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: the range lies in the mapping, a memfd's bytes are always initialised, and nobody else touches them:
-        // the chunk is marked as owned, so that the socket hands it out to nobody and does not give it to the kernel,
-        // until this frame is gone.
+        // the chunk is away for every socket of the umem, so that none hands it out or gives it to the kernel, until
+        // this frame is gone.
         unsafe { slice::from_raw_parts(self.start().as_ptr(), self.length as usize) }
     }
 }

@@ -3,18 +3,14 @@
 //! `Grant` → `bind` → [`Bound`] → `activate` → [`Xsk`]: each step gives what the next one takes. How the fds came
 //! (asked for, inherited, or received in some other way) makes no difference after the first.
 
-#![expect(unsafe_code, reason = "inherited fds are numbers until somebody owns them")]
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use rustix::io::FdFlags;
-
+use crate::bind::BindOptions;
 use crate::call_error::{CallError, ProtocolError};
 use crate::connection::{Broker, in_order};
-use crate::error::{Error, InheritError, Queue};
-use crate::setup::{BindOptions, Unbound};
-use crate::sys;
+use crate::error::{Error, Queue};
+use crate::inherit;
+use crate::setup::Opened;
 use crate::umem::Umem;
 use crate::wire::{Acquire, Acquired, RingSizes, SocketKind, Target};
 use crate::xsk::Xsk;
@@ -81,9 +77,7 @@ impl Grant {
 
     /// Whether this process was started with sockets to take: `LISTEN_FDS` and `XSK_LEASE` are set.
     pub fn is_in_env() -> bool {
-        [LISTEN_FDS, XSK_LEASE]
-            .iter()
-            .all(|name| std::env::var_os(name).is_some())
+        inherit::is_offered()
     }
 
     /// Takes the sockets that `xsk-broker grant IF:QUEUES -- COMMAND` has left to this process, once.
@@ -96,28 +90,8 @@ impl Grant {
     ///
     /// [`Error::Inherit`] says which variable is missing, or does not fit the others.
     pub fn from_env() -> Result<Self, Error> {
-        let described = Inherited::read(|name| std::env::var(name).ok(), std::process::id())?;
-        static TAKEN: AtomicBool = AtomicBool::new(false);
-        if TAKEN.load(Ordering::Acquire) {
-            return Err(InheritError::Taken.into());
-        }
-        for fd in described.fds.clone() {
-            check_inherited(fd)?;
-        }
-        if TAKEN.swap(true, Ordering::AcqRel) {
-            return Err(InheritError::Taken.into());
-        }
-        let mut sockets = Vec::new();
-        for fd in described.fds {
-            // SAFETY: nobody else in this process owns it. It is open and not close-on-exec (`check_inherited`), so it
-            // came through exec: whatever opens fds in Rust since then makes them close-on-exec. LISTEN_PID says that
-            // it was left to exactly this process, by the protocol that makes the first taker its owner; and `TAKEN`
-            // makes this the only take.
-            let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-            rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC).map_err(|_| InheritError::NotOurs { fd })?;
-            sockets.push(socket);
-        }
-        Self::from_parts(described.acquired, sockets)
+        let (acquired, sockets) = inherit::take()?;
+        Self::from_parts(acquired, sockets)
     }
 
     /// Takes sockets that came by another way, with the reply that describes them: from a manager over SCM_RIGHTS, say.
@@ -171,31 +145,54 @@ impl Grant {
     /// [`Error::Count`] unless there is one umem for each socket; [`Error::Memlock`], [`Error::QueueBusy`],
     /// [`Error::NoZeroCopy`], [`Error::Socket`]. The sockets are closed then, and the broker ends the lease.
     pub fn bind(self, umems: Vec<Umem>, options: &BindOptions) -> Result<Bound<Vec<Xsk>>, Error> {
-        let Self { acquired, sockets } = self;
-        if umems.len() != sockets.len() {
+        let count = self.sockets.len();
+        if umems.len() != count {
             return Err(Error::Count {
                 what: "umems",
-                sockets: sockets.len(),
+                sockets: count,
                 given: umems.len(),
             });
         }
-        let mut bound = Vec::new();
-        for ((socket, granted), umem) in sockets.into_iter().zip(&acquired.sockets).zip(umems) {
-            let unbound = Unbound {
-                socket,
-                queue: Queue {
-                    interface: acquired.interface.clone(),
-                    id: granted.queue,
-                },
-                interface_index: acquired.interface_index,
-                rings: acquired.rings,
-            };
-            bound.push(Xsk::bind(unbound, umem, options)?);
+        let (lease, opened) = self.into_opened();
+        let mut sockets = Vec::new();
+        for (opened, umem) in opened.into_iter().zip(umems) {
+            sockets.append(&mut Xsk::bind(vec![opened], umem, options)?);
         }
-        Ok(Bound {
-            lease: acquired.lease,
-            sockets: bound,
-        })
+        Ok(Bound { lease, sockets })
+    }
+
+    /// Binds every socket with one umem, of which each gets an equal share of chunks, in the order of the queues. What
+    /// one of them has received, the others can send without a copy: [`RxFrame::forward`](crate::RxFrame::forward), or
+    /// as an owned [`Frame`](crate::Frame) from thread to thread. A chunk that another socket has sent comes back to
+    /// the socket that it came from, so that none runs dry.
+    ///
+    /// Needs Linux 5.10. All sockets are in the mode of the first.
+    ///
+    /// ```no_run
+    /// # fn run(grant: xsk_client::Grant, broker: &mut xsk_client::Broker) -> Result<(), xsk_client::Error> {
+    /// use xsk_client::{BindOptions, Umem, UmemOptions};
+    ///
+    /// let umem = Umem::new(&UmemOptions::new())?;
+    /// let mut sockets = grant.bind_shared(umem, &BindOptions::new())?.activate(broker)?;
+    /// if let [from, to] = &mut sockets[..] {
+    ///     let mut sending = to.transmit(64)?;
+    ///     let mut received = from.receive(64)?;
+    ///     while let Some(frame) = received.next_frame() {
+    ///         // Where the TX ring is full, the frame comes back in the error and is recycled.
+    ///         frame.forward(&mut sending).ok();
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UmemShares`] where the umem has fewer chunks than the grant has sockets; else as [`Self::bind`].
+    pub fn bind_shared(self, umem: Umem, options: &BindOptions) -> Result<Bound<Vec<Xsk>>, Error> {
+        let (lease, opened) = self.into_opened();
+        let sockets = Xsk::bind(opened, umem, options)?;
+        Ok(Bound { lease, sockets })
     }
 
     /// As [`Self::bind`], for a grant of one queue.
@@ -213,6 +210,21 @@ impl Grant {
                 given: 1,
             }),
         }
+    }
+
+    fn into_opened(self) -> (u64, Vec<Opened>) {
+        let Self { acquired, sockets } = self;
+        let opened = sockets.into_iter().zip(&acquired.sockets);
+        let opened = opened.map(|(socket, granted)| Opened {
+            socket,
+            queue: Queue {
+                interface: acquired.interface.clone(),
+                id: granted.queue,
+            },
+            interface_index: acquired.interface_index,
+            rings: acquired.rings.into(),
+        });
+        (acquired.lease, opened.collect())
     }
 }
 
@@ -245,155 +257,16 @@ impl<S> Bound<S> {
     }
 }
 
-const LISTEN_FDS: &str = "LISTEN_FDS";
-const LISTEN_PID: &str = "LISTEN_PID";
-const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
-const XSK_LEASE: &str = "XSK_LEASE";
-
-/// The first fd that is passed (`SD_LISTEN_FDS_START`).
-const FIRST_FD: RawFd = 3;
-
-/// What the environment says, consistent in itself.
-#[derive(Debug)]
-struct Inherited {
-    acquired: Acquired,
-    fds: std::ops::Range<RawFd>,
-}
-
-impl Inherited {
-    fn read(variable: impl Fn(&'static str) -> Option<String>, our_pid: u32) -> Result<Self, InheritError> {
-        let text = |name| variable(name).ok_or(InheritError::Missing(name));
-        let malformed = |name, value: &str| InheritError::Malformed {
-            name,
-            value: value.to_owned(),
-        };
-        let pid = text(LISTEN_PID)?;
-        let pid: u32 = pid.parse().map_err(|_| malformed(LISTEN_PID, &pid))?;
-        if pid != our_pid {
-            return Err(InheritError::OtherProcess {
-                meant: pid,
-                ours: our_pid,
-            });
-        }
-        let count = text(LISTEN_FDS)?;
-        let fds: u16 = count.parse().map_err(|_| malformed(LISTEN_FDS, &count))?;
-        let names = text(LISTEN_FDNAMES)?;
-        let acquired: Acquired = serde_json::from_str(&text(XSK_LEASE)?)?;
-        // The fds come in the order of the reply's indexes, and so do their names.
-        let mut expected: Vec<_> = acquired
-            .sockets
-            .iter()
-            .map(|socket| (socket.socket_file_descriptor, socket.queue))
-            .collect();
-        expected.sort_unstable();
-        let expected: Vec<_> = expected
-            .into_iter()
-            .map(|(_, queue)| format!("xsk-{}-{queue}", acquired.interface))
-            .collect();
-        if expected.is_empty() || usize::from(fds) != expected.len() || names != expected.join(":") {
-            return Err(InheritError::Inconsistent {
-                sockets: expected.len(),
-            });
-        }
-        Ok(Self {
-            acquired,
-            fds: FIRST_FD..FIRST_FD + RawFd::from(fds),
-        })
-    }
-}
-
-/// An unbound AF_XDP socket that came through exec.
-fn check_inherited(fd: RawFd) -> Result<(), InheritError> {
-    // SAFETY: borrowed for two calls that only ask, which are harmless on any number; nothing in this process closes
-    // an fd that it does not own, and this one nobody owns yet.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    let inherited = rustix::io::fcntl_getfd(borrowed).is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC));
-    match inherited && matches!(sys::is_bound(borrowed), Ok(false)) {
-        true => Ok(()),
-        false => Err(InheritError::NotOurs { fd }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
-    use crate::wire::{GrantedSocket, QueueLock, XdpMode};
-
-    fn acquired() -> Acquired {
-        let socket = |queue, socket_file_descriptor| GrantedSocket {
-            queue,
-            socket_file_descriptor,
-        };
-        Acquired {
-            lease: 7,
-            interface: "eth0".parse().unwrap(),
-            interface_index: 3,
-            rule: "tenant".into(),
-            queue_lock: QueueLock::None,
-            xdp: XdpMode::Native,
-            rings: RingSizes::default(),
-            activate_within_ms: 5000,
-            sockets: vec![socket(4, 1), socket(5, 0)],
-        }
-    }
-
-    fn read(changes: &[(&'static str, Option<&str>)]) -> Result<Inherited, InheritError> {
-        let lease = serde_json::to_string(&acquired()).unwrap();
-        let variable = |name| match changes.iter().find(|(changed, _)| *changed == name) {
-            Some((_, value)) => value.map(str::to_owned),
-            None => Some(match name {
-                LISTEN_FDS => "2".to_owned(),
-                LISTEN_PID => "77".to_owned(),
-                LISTEN_FDNAMES => "xsk-eth0-5:xsk-eth0-4".to_owned(),
-                _ => lease.clone(),
-            }),
-        };
-        Inherited::read(variable, 77)
-    }
-
-    #[test]
-    fn a_consistent_environment_is_read() {
-        let inherited = read(&[]).unwrap();
-        assert_eq!(inherited.fds, 3..5);
-        assert_eq!(inherited.acquired, acquired());
-    }
-
-    #[test]
-    fn whatever_does_not_fit_is_refused() {
-        for name in [LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, XSK_LEASE] {
-            assert!(matches!(read(&[(name, None)]), Err(InheritError::Missing(missing)) if missing == name));
-        }
-        assert!(matches!(
-            read(&[(LISTEN_PID, Some("78"))]),
-            Err(InheritError::OtherProcess { meant: 78, ours: 77 })
-        ));
-        for (name, value) in [
-            (LISTEN_FDS, "1"),
-            (LISTEN_FDS, "3"),
-            (LISTEN_FDS, "-1"),
-            (LISTEN_FDS, "2000000000"),
-            (LISTEN_PID, "x"),
-            (LISTEN_FDNAMES, "xsk-eth0-4:xsk-eth0-5"),
-            (LISTEN_FDNAMES, ""),
-            (XSK_LEASE, "{}"),
-            (XSK_LEASE, "[]"),
-        ] {
-            assert!(read(&[(name, Some(value))]).is_err(), "{name}={value}");
-        }
-    }
-
-    #[test]
-    fn what_was_not_inherited_is_not_taken() {
-        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        use std::os::fd::AsRawFd;
-        assert!(check_inherited(ours.as_raw_fd()).is_err());
-        assert!(check_inherited(1_000_000).is_err());
-    }
+    use crate::inherit::tests::acquired;
 
     #[test]
     fn parts_go_round() {
         let (one, two) = std::os::unix::net::UnixStream::pair().unwrap();
-        use std::os::fd::AsRawFd;
         let numbers = [one.as_raw_fd(), two.as_raw_fd()];
         let grant = Grant::from_parts(acquired(), vec![one.into(), two.into()]).unwrap();
         // The first socket names index 1.

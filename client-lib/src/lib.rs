@@ -15,6 +15,8 @@
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+#[cfg(feature = "datapath")]
+mod bind;
 #[cfg(all(feature = "wire", feature = "sys"))]
 mod call_error;
 #[cfg(feature = "datapath")]
@@ -30,11 +32,17 @@ mod frame;
 #[cfg(feature = "datapath")]
 mod grant;
 #[cfg(feature = "datapath")]
+mod inherit;
+#[cfg(feature = "datapath")]
+mod pool;
+#[cfg(feature = "datapath")]
 mod receive;
 #[cfg(feature = "datapath")]
 pub mod ring;
 #[cfg(feature = "datapath")]
 mod setup;
+#[cfg(feature = "datapath")]
+mod socket;
 #[cfg(feature = "sys")]
 pub mod sys;
 #[cfg(feature = "datapath")]
@@ -46,6 +54,8 @@ pub mod wire;
 #[cfg(feature = "datapath")]
 mod xsk;
 
+#[cfg(feature = "datapath")]
+pub use bind::{BindOptions, Mode};
 #[cfg(all(feature = "wire", feature = "sys"))]
 pub use call_error::{CallError, ProtocolError};
 #[cfg(all(feature = "wire", feature = "sys"))]
@@ -58,8 +68,6 @@ pub use frame::{Frame, Unsent, UnsentReason};
 pub use grant::{Bound, Grant, Request};
 #[cfg(feature = "datapath")]
 pub use receive::{Received, RxFrame};
-#[cfg(feature = "datapath")]
-pub use setup::{BindOptions, Mode};
 #[cfg(feature = "datapath")]
 pub use transmit::{Transmit, TxFrame};
 #[cfg(feature = "datapath")]

@@ -18,6 +18,7 @@ use std::{fmt, hint, mem, ptr, slice};
 use crate::cast;
 use crate::frame::{Frame, Unsent, UnsentReason};
 use crate::ring::{Descriptor, Run};
+use crate::transmit::Transmit;
 use crate::xsk::Xsk;
 
 /// Received frames, from [`Xsk::receive`].
@@ -68,6 +69,11 @@ impl TxRun {
         cast::count((self.next.addr() - self.first.addr()) / size_of::<Descriptor>())
     }
 
+    /// How many are left to write.
+    pub(crate) fn left(&self) -> u32 {
+        cast::count((self.end.addr() - self.next.addr()) / size_of::<Descriptor>())
+    }
+
     /// Writes one.
     ///
     /// # Safety
@@ -90,7 +96,7 @@ impl<'x> Received<'x> {
     /// `run` was reserved in the RX ring; the free list of `xsk` has room for as many.
     pub(crate) fn new(xsk: &'x mut Xsk, run: Run<Descriptor>) -> Self {
         let first = run.start.as_ptr().cast_const();
-        let umem = xsk.chunks.pool().umem();
+        let umem = xsk.chunks.umem();
         let (memory, chunk_bytes) = (umem.memory().start(), u64::from(umem.chunk_bytes()));
         debug_assert!(
             xsk.chunks.spare().len() >= run.count as usize,
@@ -214,10 +220,11 @@ impl RxFrame<'_, '_> {
             let wanted = cast::count(self.batch.len()) + 1;
             self.batch.tx = self.batch.xsk.more_tx(self.batch.tx, wanted);
             if self.batch.tx.next == self.batch.tx.end {
-                return Err(Unsent {
-                    frame: self,
-                    reason: UnsentReason::RingFull,
-                });
+                let reason = match self.batch.xsk.sends() {
+                    true => UnsentReason::RingFull,
+                    false => UnsentReason::NoRing,
+                };
+                return Err(Unsent { frame: self, reason });
             }
         }
         // SAFETY: `next` is not `end`, just checked; the socket, and so the ring, is borrowed by the batch.
@@ -227,9 +234,29 @@ impl RxFrame<'_, '_> {
         Ok(())
     }
 
+    /// Sends it, as it is now, within a batch of another socket of the same umem (see
+    /// [`Grant::bind_shared`](crate::Grant::bind_shared)): a bridge between queues without a copy. The kernel learns of
+    /// it when that batch is dropped; once it is sent, its chunk comes back here.
+    ///
+    /// # Errors
+    ///
+    /// Gives it back where the TX ring has no room, or that socket has another umem.
+    #[inline]
+    pub fn forward(self, to: &mut Transmit<'_>) -> Result<(), Unsent<Self>> {
+        let pool = self.batch.xsk.chunks.pool();
+        if let Err(reason) = to.take_in(pool, self.address, self.length) {
+            return Err(Unsent { frame: self, reason });
+        }
+        self.batch.xsk.chunks.leave(self.address);
+        self.batch.limit = 0;
+        // The chunk is the kernel's now.
+        mem::forget(self);
+        Ok(())
+    }
+
     /// Makes it an owned frame, which may outlive the batch.
     pub fn into_owned(self) -> Frame {
-        self.batch.xsk.chunks.own(self.address);
+        self.batch.xsk.chunks.leave(self.address);
         self.batch.limit = 0;
         let pool = self.batch.xsk.chunks.pool().clone();
         let frame = Frame::new(pool, self.address, self.length);
@@ -257,8 +284,8 @@ impl Deref for RxFrame<'_, '_> {
 impl DerefMut for RxFrame<'_, '_> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `next_frame` has checked that the range lies in one chunk of the umem, that no owned frame has that
-        // chunk, and it lends one frame at a time: no other slice of ours covers it. A memfd's bytes are initialised.
+        // SAFETY: `next_frame` has checked that the range lies in one chunk of the umem, that this chunk is here and so
+        // no owned frame's and no other socket's, and it lends one frame at a time: no other slice of ours covers it. A memfd's bytes are initialised.
         // The kernel has put the frame into the RX ring and does not write to it again until it is recycled.
         unsafe { slice::from_raw_parts_mut(self.start(), self.length as usize) }
     }

@@ -10,12 +10,14 @@ mod fds;
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
-use rustix::net::xdp::{SocketAddrXdp, XdpOptionsFlags, XdpUmemReg, XdpUmemRegFlags};
+use rustix::net::xdp::{
+    SocketAddrXdp, SocketAddrXdpWithSharedUmem, XdpOptionsFlags, XdpUmemReg, XdpUmemRegFlags,
+};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
 
 pub use fds::{MAX_FDS, ReceiveError, receive_with_fds};
@@ -171,6 +173,28 @@ pub fn register_umem(socket: impl AsFd, memory: &Mapping, chunk_bytes: u32) -> i
 /// for and not to be had, ENXIO for a socket whose device has gone.
 pub fn bind(socket: impl AsFd, interface_index: u32, queue: u32, flags: BindFlags) -> io::Result<()> {
     let address = SocketAddrXdp::new(flags, interface_index, queue);
+    Ok(rustix::net::bind(socket, &address)?)
+}
+
+/// Binds a socket with the umem, and in the mode, of another one that is bound (`XDP_SHARED_UMEM`): to another queue of
+/// the same device, where it needs fill and completion rings of its own, or to the same queue, where it has none. No
+/// other flag goes with it; they are all the first socket's (`xsk_bind`, net/xdp/xsk.c, Linux 5.10).
+///
+/// # Errors
+///
+/// EBUSY where the queue is taken, EINVAL for another device, a socket that has a umem, or rings that do not fit, EBADF
+/// where the first socket is not bound.
+pub fn bind_shared(
+    socket: impl AsFd,
+    interface_index: u32,
+    queue: u32,
+    bound: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let addr = SocketAddrXdp::new(BindFlags::XDP_SHARED_UMEM, interface_index, queue);
+    let address = SocketAddrXdpWithSharedUmem {
+        addr,
+        shared_umem_fd: bound,
+    };
     Ok(rustix::net::bind(socket, &address)?)
 }
 

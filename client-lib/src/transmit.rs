@@ -10,10 +10,12 @@
 
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::{fmt, hint, mem, slice};
 
 use crate::cast;
 use crate::frame::{Frame, Unsent, UnsentReason};
+use crate::pool::Pool;
 use crate::receive::TxRun;
 use crate::ring::{Descriptor, Run};
 use crate::xsk::Xsk;
@@ -26,29 +28,35 @@ pub struct Transmit<'x> {
     umem: NonNull<u8>,
     chunk_bytes: u64,
     limit: u64,
-    /// As many entries as there are free chunks, at most: whatever takes a chunk without sending it takes an entry off
-    /// the end. So one comparison tells that there is a frame to give.
+    /// TX entries to write, no more than there are free chunks: so one comparison tells that there is a frame to give.
     tx: TxRun,
+    /// Entries behind `tx.end` that are ours too, but had no free chunk.
+    beyond: u32,
+    /// How many more entries the caller may want than these.
+    wanted: u32,
 }
 
 impl<'x> Transmit<'x> {
-    /// `run` was reserved in the TX ring.
-    pub(crate) fn new(xsk: &'x mut Xsk, run: Run<Descriptor>) -> Self {
-        let umem = xsk.chunks.pool().umem();
+    /// `run` was reserved in the TX ring, where the caller wants `max` entries.
+    #[inline]
+    pub(crate) fn new(xsk: &'x mut Xsk, run: Run<Descriptor>, max: u32) -> Self {
+        let umem = xsk.chunks.umem();
         let (memory, chunk_bytes) = (umem.memory().start(), u64::from(umem.chunk_bytes()));
         let free_count = xsk.chunks.free().len();
         let free_bottom = xsk.chunks.stack().as_mut_ptr();
-        let run = Run {
-            start: run.start,
-            count: run.count.min(cast::count(free_count)),
-        };
+        let usable = run.count.min(cast::count(free_count));
         Self {
             free_bottom,
             free_top: free_bottom.wrapping_add(free_count),
             umem: memory,
             chunk_bytes,
             limit: xsk.chunks.limit(),
-            tx: TxRun::new(run),
+            tx: TxRun::new(Run {
+                start: run.start,
+                count: usable,
+            }),
+            beyond: run.count - usable,
+            wanted: max - run.count,
             xsk,
         }
     }
@@ -57,20 +65,25 @@ impl<'x> Transmit<'x> {
     /// umem no free chunk. Dropping it gives the chunk back.
     #[inline]
     pub fn next_frame(&mut self) -> Option<TxFrame<'_, 'x>> {
-        while self.tx.next != self.tx.end {
+        loop {
+            if self.tx.next == self.tx.end {
+                hint::cold_path();
+                if !self.continue_run() {
+                    return None;
+                }
+            }
             self.free_top = self.free_top.wrapping_sub(1);
             // SAFETY: the free list has an entry for each TX entry that is left (see `tx`).
             let address = unsafe { self.free_top.read() } & !(self.chunk_bytes - 1);
             if address >= self.limit {
                 hint::cold_path();
                 if !self.xsk.chunks.admits(address, 1) {
-                    self.tx.end = self.tx.end.wrapping_sub(1);
+                    self.keep_entry();
                     continue;
                 }
             }
             return Some(TxFrame { batch: self, address });
         }
-        None
     }
 
     /// Sends an owned frame within this batch.
@@ -79,33 +92,80 @@ impl<'x> Transmit<'x> {
     ///
     /// Gives it back where the TX ring has no room, or the frame belongs to another umem.
     pub fn send_owned(&mut self, frame: Frame) -> Result<(), Unsent<Frame>> {
-        if !frame.belongs_to(self.xsk.chunks.pool()) {
-            return Err(Unsent {
-                frame,
-                reason: UnsentReason::ForeignUmem,
-            });
+        let (address, length) = frame.parts();
+        match self.take_in(frame.pool(), address, length) {
+            Ok(()) => {
+                frame.forget();
+                Ok(())
+            }
+            Err(reason) => Err(Unsent { frame, reason }),
         }
-        if self.tx.next == self.tx.end {
-            return Err(Unsent {
-                frame,
-                reason: UnsentReason::RingFull,
-            });
+    }
+
+    /// Sends what its caller holds in a chunk of `pool` and gives up, if there is no error.
+    #[inline]
+    pub(crate) fn take_in(
+        &mut self,
+        pool: &Arc<Pool>,
+        address: u64,
+        length: u32,
+    ) -> Result<(), UnsentReason> {
+        if !Arc::ptr_eq(pool, self.xsk.chunks.pool()) {
+            return Err(UnsentReason::ForeignUmem);
         }
-        let (address, length) = frame.into_parts();
-        // SAFETY: `next` is not `end`, just checked; the socket, and so the ring, is borrowed by the batch.
+        if self.beyond == 0 && self.tx.next == self.tx.end && !self.more_entries() {
+            return Err(UnsentReason::RingFull);
+        }
+        // It needs an entry and no free chunk: so those that are left may have one of the others.
+        if self.beyond > 0 {
+            self.beyond -= 1;
+            self.tx.end = self.tx.end.wrapping_add(1);
+        }
+        // SAFETY: `next` is not `end` now; the socket, and so the ring, is borrowed by the batch.
         unsafe { self.tx.write(address, length) };
-        if let Some(chunk) = self.xsk.chunks.pool().umem().chunk_of(address) {
-            self.xsk.chunks.disown(chunk);
-        }
+        self.xsk.chunks.enter(address);
         Ok(())
+    }
+
+    /// Whether there are entries again that have free chunks.
+    #[cold]
+    fn continue_run(&mut self) -> bool {
+        if self.beyond == 0 && !self.more_entries() {
+            return false;
+        }
+        let usable = self.beyond.min(self.free_count());
+        self.beyond -= usable;
+        self.tx.end = self.tx.end.wrapping_add(usable as usize);
+        usable > 0
+    }
+
+    /// More entries, where all were written: the run before ended with the ring, perhaps. They are `beyond` at first.
+    #[cold]
+    fn more_entries(&mut self) -> bool {
+        let run = self.xsk.more_tx(self.tx, self.wanted);
+        self.beyond = run.left();
+        self.tx = run;
+        self.tx.end = run.next;
+        self.wanted -= self.beyond;
+        self.beyond > 0
+    }
+
+    /// An entry is left without its chunk.
+    fn keep_entry(&mut self) {
+        self.tx.end = self.tx.end.wrapping_sub(1);
+        self.beyond += 1;
+    }
+
+    fn free_count(&self) -> u32 {
+        cast::count((self.free_top.addr() - self.free_bottom.addr()) / size_of::<u64>())
     }
 }
 
 impl Drop for Transmit<'_> {
     #[inline]
     fn drop(&mut self) {
-        let free = (self.free_top.addr() - self.free_bottom.addr()) / size_of::<u64>();
-        self.xsk.finish_transmit(free, self.tx.written());
+        self.xsk
+            .finish_transmit(self.free_count() as usize, self.tx.written());
     }
 }
 
@@ -147,9 +207,9 @@ impl TxFrame<'_, '_> {
 
     /// Makes it an owned frame, which may outlive the batch.
     pub fn into_owned(self) -> Frame {
-        self.batch.xsk.chunks.own(self.address);
+        self.batch.xsk.chunks.leave(self.address);
         self.batch.limit = 0;
-        self.batch.tx.end = self.batch.tx.end.wrapping_sub(1);
+        self.batch.keep_entry();
         let pool = self.batch.xsk.chunks.pool().clone();
         let length = cast::count(cast::offset(self.batch.chunk_bytes));
         let frame = Frame::new(pool, self.address, length);
@@ -177,8 +237,8 @@ impl Deref for TxFrame<'_, '_> {
 impl DerefMut for TxFrame<'_, '_> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `next_frame` has checked that this is a chunk of the umem that no owned frame has, and it lends one
-        // frame at a time: no other slice of ours covers it. A memfd's bytes are initialised. The kernel has given the
+        // SAFETY: `next_frame` has checked that this is a chunk of the umem that is here, and so no owned frame's and no
+        // other socket's, and it lends one frame at a time: no other slice of ours covers it. A memfd's bytes are initialised. The kernel has given the
         // chunk back, by the completion or the RX ring, or never had it.
         unsafe { slice::from_raw_parts_mut(self.start(), cast::offset(self.batch.chunk_bytes)) }
     }

@@ -3,13 +3,9 @@
 //! A [`Umem`] is a sealed memfd, mapped once: nobody can shrink it, map it for writing a second time or write to it
 //! through its fd. So the bytes of a chunk change by three hands only: the kernel's, for chunks in its rings; ours,
 //! for frames that we hold; and another process's that was forked from this one.
-//!
-//! A [`Pool`] is a umem in use. It outlives its socket as long as an owned frame is out somewhere, and takes such
-//! frames back from any thread.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
@@ -55,6 +51,20 @@ impl UmemOptions {
         self.prefault = prefault;
         self
     }
+
+    /// How long the memory is, in bytes, if it is of a shape that the kernel takes.
+    fn bytes(&self) -> Result<u64, Error> {
+        let (chunk_bytes, chunks) = (self.chunk_bytes, self.chunks);
+        let bytes = u64::from(chunk_bytes) * u64::from(chunks);
+        // 2^20 chunks of 4096 bytes keep every address and index within 32 bits.
+        let shape_is_fine = matches!(chunk_bytes, 2048 | 4096)
+            && (2..=1 << 20).contains(&chunks)
+            && bytes.is_multiple_of(4096);
+        match shape_is_fine {
+            true => Ok(bytes),
+            false => Err(Error::UmemShape { chunk_bytes, chunks }),
+        }
+    }
 }
 
 impl Default for UmemOptions {
@@ -87,23 +97,28 @@ impl Umem {
     ///
     /// [`Error::UmemShape`] for sizes that no kernel takes, [`Error::Umem`] where the memory is not to be had.
     pub fn new(options: &UmemOptions) -> Result<Self, Error> {
-        let (chunk_bytes, chunks) = (options.chunk_bytes, options.chunks);
-        // 2^20 chunks of 4096 bytes keep every address and index within 32 bits.
-        let shape_is_fine = matches!(chunk_bytes, 2048 | 4096)
-            && (2..=1 << 20).contains(&chunks)
-            && (u64::from(chunk_bytes) * u64::from(chunks)).is_multiple_of(4096);
-        if !shape_is_fine {
-            return Err(Error::UmemShape { chunk_bytes, chunks });
-        }
-        let bytes = u64::from(chunk_bytes) * u64::from(chunks);
+        let bytes = options.bytes()?;
         let failed = |call| move |cause| Error::Umem { call, bytes, cause };
         let memfd = memfd().map_err(failed("memfd_create"))?;
         rustix::fs::ftruncate(&memfd, bytes).map_err(|errno| failed("ftruncate")(errno.into()))?;
-        let length = usize::try_from(bytes).map_err(|_| Error::UmemShape { chunk_bytes, chunks })?;
-        let memory = Mapping::new(&memfd, 0, length, options.prefault).map_err(failed("mmap"))?;
+        let umem = Self::map(memfd, options)?;
         // After the mapping: FUTURE_WRITE leaves the mappings alone that there are (`memfd_add_seals`, mm/memfd.c).
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&memfd, seals).map_err(|errno| failed("F_ADD_SEALS")(errno.into()))?;
+        rustix::fs::fcntl_add_seals(&umem.memfd, seals)
+            .map_err(|errno| failed("F_ADD_SEALS")(errno.into()))?;
+        Ok(umem)
+    }
+
+    /// Maps a memfd that is as large as `options` say. Whoever made it must have sealed it, and write to it no more.
+    pub(crate) fn map(memfd: OwnedFd, options: &UmemOptions) -> Result<Self, Error> {
+        let bytes = options.bytes()?;
+        let (chunk_bytes, chunks) = (options.chunk_bytes, options.chunks);
+        let length = usize::try_from(bytes).map_err(|_| Error::UmemShape { chunk_bytes, chunks })?;
+        let memory = Mapping::new(&memfd, 0, length, options.prefault).map_err(|cause| Error::Umem {
+            call: "mmap",
+            bytes,
+            cause,
+        })?;
         Ok(Self {
             memory,
             memfd,
@@ -154,71 +169,6 @@ fn memfd() -> io::Result<OwnedFd> {
     }
 }
 
-/// No chunk: ends the list of returned ones.
-const NONE: u32 = u32::MAX;
-
-/// A umem in use by a socket.
-///
-/// Owned frames come back from any thread, without a lock: a list whose links are the `next` of each chunk, pushed by
-/// whoever drops a frame, taken as a whole by the socket. Since nobody ever pops a single entry, a chunk that comes
-/// back twice in between (the ABA problem) cannot mislead anybody.
-#[derive(Debug)]
-pub(crate) struct Pool {
-    umem: Umem,
-    returned: AtomicU32,
-    next: Box<[AtomicU32]>,
-}
-
-impl Pool {
-    pub(crate) fn new(umem: Umem) -> Self {
-        let next = (0..umem.chunks).map(|_| AtomicU32::new(NONE)).collect();
-        Self {
-            umem,
-            returned: AtomicU32::new(NONE),
-            next,
-        }
-    }
-
-    pub(crate) fn umem(&self) -> &Umem {
-        &self.umem
-    }
-
-    /// Takes back the chunk that `address` lies in. Only for the owned frame that holds it, as its last act.
-    pub(crate) fn give_back(&self, address: u64) {
-        let Some(chunk) = self.umem.chunk_of(address) else {
-            return;
-        };
-        let (Some(link), Ok(chunk)) = (self.next.get(chunk), u32::try_from(chunk)) else {
-            return;
-        };
-        let mut head = self.returned.load(Ordering::Relaxed);
-        loop {
-            link.store(head, Ordering::Relaxed);
-            // Release: what was done with the frame, and its link, come before whoever takes the list.
-            match self
-                .returned
-                .compare_exchange_weak(head, chunk, Ordering::Release, Ordering::Relaxed)
-            {
-                Ok(_) => return,
-                Err(now) => head = now,
-            }
-        }
-    }
-
-    /// Takes all chunks that came back.
-    pub(crate) fn take_returned(&self) -> impl Iterator<Item = usize> + '_ {
-        let mut chunk = match self.returned.load(Ordering::Relaxed) {
-            NONE => NONE,
-            _ => self.returned.swap(NONE, Ordering::Acquire),
-        };
-        std::iter::from_fn(move || {
-            let position = usize::try_from(chunk).ok()?;
-            chunk = self.next.get(position)?.load(Ordering::Relaxed);
-            Some(position)
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,27 +193,5 @@ mod tests {
             Err(Errno::PERM)
         );
         assert_eq!(rustix::io::pread(umem.memfd(), &mut [1_u8; 8], 0), Ok(8));
-    }
-
-    #[test]
-    fn chunks_come_back_from_every_thread_once() {
-        let pool = Pool::new(Umem::new(&UmemOptions::new().chunks(512)).unwrap());
-        let mut back = Vec::new();
-        std::thread::scope(|scope| {
-            for thread in 0..4 {
-                let pool = &pool;
-                scope.spawn(move || {
-                    for chunk in (thread..512).step_by(4) {
-                        pool.give_back(chunk * 2048 + 256);
-                    }
-                });
-            }
-            while back.len() < 512 {
-                back.extend(pool.take_returned());
-            }
-        });
-        back.sort_unstable();
-        assert_eq!(back, (0..512).collect::<Vec<_>>());
-        assert_eq!(pool.take_returned().count(), 0);
     }
 }

@@ -33,6 +33,7 @@ mod policy_start;
 mod puppet;
 mod puppet_body;
 mod scene;
+mod shared_umem;
 mod varlink_file;
 mod wire_fds;
 mod wire_framing;
@@ -50,4 +51,5 @@ e2e::bodies![
     wire_fds::receive_both_ways,
     wire_zlink::zlink_client,
     puppet_body::puppet,
+    shared_umem::bridge,
 ];

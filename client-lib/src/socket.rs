@@ -1,0 +1,129 @@
+//! A bound socket without its rings: its name in errors, and the calls by which the kernel is woken.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
+use crate::error::{Error, Queue};
+use crate::ring::{CorruptRing, FillRing, TxRing};
+use crate::sys::{self, Ring, Statistics};
+use crate::wire::BindMode;
+
+/// How many frames one call sends in copy mode (`TX_BATCH_SIZE`, net/xdp/xsk.c; `__xsk_generic_xmit` says EAGAIN where
+/// there are more).
+const KICK_FRAMES: u32 = 32;
+
+/// Whether the kernel has what it was to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kick {
+    /// It knows of all that was published.
+    Done,
+    /// It had no room for now: call it again later.
+    Again,
+}
+
+/// A socket, its queue, its mode.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) fd: OwnedFd,
+    pub(crate) queue: Queue,
+    pub(crate) mode: BindMode,
+}
+
+impl Socket {
+    /// Calls the kernel for the fill ring, if it asks for that. In copy mode it never does.
+    #[inline]
+    pub(crate) fn kick_fill(&self, fill: &FillRing) -> Result<(), Error> {
+        if self.mode == BindMode::Copy || !fill.needs_wakeup() {
+            return Ok(());
+        }
+        let nothing: &mut [u8] = &mut [];
+        match rustix::net::recv(&self.fd, nothing, RecvFlags::DONTWAIT) {
+            Ok(_) | Err(Errno::AGAIN | Errno::BUSY | Errno::NOBUFS | Errno::NETDOWN | Errno::INTR) => Ok(()),
+            Err(errno) => Err(self.kick_error("recvfrom", errno)),
+        }
+    }
+
+    /// Calls the kernel for the TX ring, if it asks for that: as often as it takes for what is in flight, as long as it
+    /// makes progress.
+    #[inline]
+    pub(crate) fn kick_tx(&self, tx: &mut TxRing, in_flight: u32) -> Result<Kick, Error> {
+        if !tx.needs_wakeup() {
+            return Ok(Kick::Done);
+        }
+        for _ in 0..=in_flight / KICK_FRAMES {
+            // A full batch of the kernel's ends with EAGAIN, whether there is more or not.
+            if tx.is_drained() {
+                return Ok(Kick::Done);
+            }
+            match rustix::net::send(&self.fd, &[], SendFlags::DONTWAIT) {
+                Ok(_) => return Ok(Kick::Done),
+                // More than it sends at once; or no room for completions or in the socket's send buffer.
+                Err(Errno::AGAIN) => {}
+                // The device has no room, or is down for now: the frames wait in the ring.
+                Err(Errno::BUSY | Errno::NOBUFS | Errno::NETDOWN | Errno::INTR) => return Ok(Kick::Again),
+                Err(errno) => return Err(self.kick_error("sendto", errno)),
+            }
+        }
+        Ok(Kick::Again)
+    }
+
+    pub(crate) fn statistics(&self) -> Result<Statistics, Error> {
+        sys::statistics(&self.fd).map_err(|cause| self.error("XDP_STATISTICS", cause))
+    }
+
+    /// A device that goes leaves ENETDOWN on its sockets (`xsk_notifier`, net/xdp/xsk.c).
+    pub(crate) fn check_device(&self) -> Result<(), Error> {
+        match rustix::net::sockopt::socket_error(&self.fd) {
+            Ok(Err(Errno::NETDOWN | Errno::NXIO)) => Err(self.gone()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn error(&self, call: &'static str, cause: io::Error) -> Error {
+        Error::Socket {
+            call,
+            queue: self.queue.clone(),
+            cause,
+        }
+    }
+
+    #[cold]
+    pub(crate) fn corrupt(&self, cause: CorruptRing) -> Error {
+        Error::Corrupt {
+            queue: self.queue.clone(),
+            cause,
+        }
+    }
+
+    #[cold]
+    pub(crate) fn lacks(&self, ring: Ring) -> Error {
+        Error::NoRing {
+            queue: self.queue.clone(),
+            ring,
+        }
+    }
+
+    #[cold]
+    fn kick_error(&self, call: &'static str, errno: Errno) -> Error {
+        match errno {
+            // `xsk_sendmsg`, net/xdp/xsk.c: no longer bound.
+            Errno::NXIO => self.gone(),
+            _ => self.error(call, errno.into()),
+        }
+    }
+
+    fn gone(&self) -> Error {
+        Error::DeviceGone {
+            queue: self.queue.clone(),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

@@ -1,0 +1,153 @@
+//! What keeps a socket going between batches: chunks taken back and given to the kernel, and the kernel called where it
+//! asks for it.
+
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::receive::TxRun;
+use crate::ring::CorruptRing;
+use crate::socket::Kick;
+use crate::xsk::Xsk;
+
+/// How long `wait` sleeps at most before it looks whether the device is still there: poll() does not tell
+/// (`xsk_poll`, net/xdp/xsk.c).
+const DEVICE_CHECK: Duration = Duration::from_secs(1);
+
+impl Xsk {
+    /// Gives the kernel what a batch leaves behind.
+    pub(crate) fn finish_receive(&mut self, looked_at: u32, free_top: *const u64, sent: u32) {
+        let bottom = self.chunks.stack().as_ptr();
+        self.chunks
+            .set_free_count((free_top.addr() - bottom.addr()) / size_of::<u64>());
+        if looked_at > 0 {
+            if let Some(rx) = &mut self.rings.rx {
+                rx.release(looked_at);
+            }
+            self.refill_and_kick();
+        }
+        self.finish_send(sent);
+    }
+
+    /// As `finish_receive`, for frames made here.
+    pub(crate) fn finish_transmit(&mut self, free: usize, sent: u32) {
+        self.chunks.set_free_count(free);
+        self.finish_send(sent);
+    }
+
+    /// More TX entries for a batch that has used up `run`.
+    #[cold]
+    pub(crate) fn more_tx(&mut self, run: TxRun, wanted: u32) -> TxRun {
+        self.stage(run.written());
+        let Some(tx) = &mut self.rings.tx else {
+            return TxRun::NONE;
+        };
+        match tx.free_run(wanted) {
+            Ok(run) => TxRun::new(run),
+            Err(cause) => {
+                self.deferred = Some(self.socket.corrupt(cause));
+                TxRun::NONE
+            }
+        }
+    }
+
+    /// Whether it has a TX ring.
+    pub(crate) fn sends(&self) -> bool {
+        self.rings.tx.is_some()
+    }
+
+    /// Counts TX entries as written.
+    fn stage(&mut self, count: u32) {
+        if let Some(tx) = &mut self.rings.tx {
+            tx.advance(count);
+        }
+        self.in_flight = self.in_flight.saturating_add(count);
+        self.kick_again |= count > 0;
+    }
+
+    fn finish_send(&mut self, count: u32) {
+        self.stage(count);
+        if self.kick_again {
+            if let Some(tx) = &self.rings.tx {
+                tx.publish();
+            }
+            if let Err(error) = self.kick_tx() {
+                self.deferred = Some(error);
+            }
+        }
+    }
+
+    /// How long `wait` may sleep without looking. Completions and frames that come back from their owners do not wake
+    /// it, and a small umem may need just those to receive anything.
+    pub(super) fn longest_pause(&self) -> Duration {
+        if self.kick_again {
+            Duration::from_millis(1)
+        } else if self.in_flight > 0 || self.chunks.any_away() {
+            Duration::from_millis(10)
+        } else {
+            DEVICE_CHECK
+        }
+    }
+
+    /// What is done before each batch: errors told, chunks collected, the kernel called again where it had no room.
+    pub(super) fn upkeep(&mut self) -> Result<(), Error> {
+        if let Some(error) = self.deferred.take() {
+            return Err(error);
+        }
+        if self.chunks.any_away() {
+            self.chunks.collect();
+            self.refill().map_err(|cause| self.socket.corrupt(cause))?;
+        }
+        if self.in_flight > 0 {
+            self.reap().map_err(|cause| self.socket.corrupt(cause))?;
+        }
+        if self.kick_again {
+            self.kick_tx()?;
+        }
+        Ok(())
+    }
+
+    /// Takes back what the kernel has sent.
+    fn reap(&mut self) -> Result<(), CorruptRing> {
+        let taken = self.rings.completion.consume(self.chunks.spare())?;
+        if taken > 0 {
+            self.in_flight = self
+                .in_flight
+                .saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX));
+            self.chunks.sent(taken);
+            self.refill()?;
+        }
+        Ok(())
+    }
+
+    /// Moves free chunks to the fill ring, as many as fit and are not kept for sending.
+    pub(super) fn refill(&mut self) -> Result<(), CorruptRing> {
+        let free = self.chunks.free();
+        if let Some(usable) = free.get(self.reserve..) {
+            let left = free.len() - self.rings.fill.produce_last(usable)?;
+            self.chunks.set_free_count(left);
+        }
+        Ok(())
+    }
+
+    fn refill_and_kick(&mut self) {
+        let done = self
+            .refill()
+            .map_err(|cause| self.socket.corrupt(cause))
+            .and_then(|()| self.kick_fill());
+        if let Err(error) = done {
+            self.deferred = Some(error);
+        }
+    }
+
+    pub(super) fn kick_fill(&self) -> Result<(), Error> {
+        self.socket.kick_fill(&self.rings.fill)
+    }
+
+    fn kick_tx(&mut self) -> Result<(), Error> {
+        self.kick_again = false;
+        if let Some(tx) = &mut self.rings.tx {
+            self.kick_again = self.socket.kick_tx(tx, self.in_flight)? == Kick::Again;
+        }
+        Ok(())
+    }
+}
