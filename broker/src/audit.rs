@@ -29,6 +29,8 @@ pub enum Event {
     Activated,
     /// A holder bound its socket to something else than it was granted.
     RogueBind,
+    /// A holder bound its socket in a mode that its rule does not allow.
+    ModeNotAllowed,
     /// A lease has ended.
     Ended,
     /// The kernel has let go of an ended lease's queues.

@@ -31,6 +31,8 @@ pub enum Reason {
     NotDelivered,
     /// Its socket was bound to something that was not granted.
     RogueBind,
+    /// Its socket was bound in a mode that its rule does not allow.
+    ModeNotAllowed,
     /// Its device was deleted or moved away.
     DeviceGone,
     /// The daemon ends.
@@ -47,6 +49,7 @@ impl Reason {
             Self::NotActivated => "not-activated",
             Self::NotDelivered => "not-delivered",
             Self::RogueBind => "rogue-bind",
+            Self::ModeNotAllowed => "mode-not-allowed",
             Self::DeviceGone => "device-gone",
             Self::Stopped => "stopped",
         }

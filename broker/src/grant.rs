@@ -28,6 +28,7 @@ use crate::kernel::redirect::{AttachError, Redirect};
 use crate::kernel::xsk::Xsk;
 use crate::lease::{Lease, LeaseId, LeasedSocket, Reservation};
 use crate::policy::{Insert, Request, Verdict};
+use crate::zero_copy;
 
 /// A lease on its way to its holder: the reply and the fds that go with it.
 ///
@@ -113,6 +114,7 @@ pub fn acquire(
     let (redirect, device) = redirect_for(engine, &reservation)?;
     check_queues(&reservation, &device)?;
     check_unused(engine, &reservation)?;
+    zero_copy::check_device(&mut engine.probe, &reservation, redirect.mode())?;
 
     // 5. The sockets, confined as the terms say.
     let mut sockets = Vec::new();
@@ -154,7 +156,8 @@ pub fn acquire(
 ///
 /// # Errors
 ///
-/// [`BrokerError::NotBound`]: the lease lives on. [`BrokerError::BoundElsewhere`]: it has been ended.
+/// [`BrokerError::NotBound`]: the lease lives on. [`BrokerError::BoundElsewhere`], [`BrokerError::ModeNotAllowed`]: it has
+/// been ended.
 pub fn activate(engine: &mut Engine, peer: &Peer, id: LeaseId) -> Result<Activated, Error> {
     let lease = engine
         .leases
@@ -189,9 +192,20 @@ pub fn activate(engine: &mut Engine, peer: &Peer, id: LeaseId) -> Result<Activat
         }
     }
 
-    let redirect = lease.redirect().clone();
     for leased in &mut lease.sockets {
         leased.mode = Some(leased.socket.mode()?);
+    }
+    if let Some(error) = zero_copy::check_bound(lease) {
+        engine.audit.write(
+            &Line::new(Event::ModeNotAllowed)
+                .lease(lease)
+                .message(&error.to_string()),
+        );
+        end::end(engine, id, Reason::ModeNotAllowed);
+        return Err(error.into());
+    }
+    let redirect = lease.redirect().clone();
+    for leased in &mut lease.sockets {
         if leased.slot.is_none() {
             leased.slot = Some(redirect.insert(&leased.socket)?);
         }
@@ -280,6 +294,7 @@ fn reply(reservation: &Reservation, redirect: &Redirect, rings: RingSizes) -> Ac
         rule: terms.rule().to_owned(),
         queue_lock: terms.settings().queue_lock.into(),
         xdp: redirect.mode(),
+        zero_copy: terms.zero_copy(),
         rings,
         activate_within_ms: u64::try_from(terms.activate_within().as_millis()).unwrap_or(u64::MAX),
         sockets: (0..)
@@ -306,7 +321,7 @@ fn activated(lease: &Lease) -> Activated {
 }
 
 /// A device may go at any moment: then the failure is not ours, though the news of it is still on its way.
-fn of_device(interface: &InterfaceName, failure: Failure) -> Error {
+pub(crate) fn of_device(interface: &InterfaceName, failure: Failure) -> Error {
     if failure.is_no_device() {
         no_device(interface).into()
     } else {

@@ -22,3 +22,4 @@ pub mod privileges;
 pub mod report;
 pub mod server;
 mod service;
+pub mod zero_copy;

@@ -15,7 +15,7 @@ mod turn;
 use std::time::Duration;
 
 use options::{Options, Report};
-use xsk_client::{BindOptions, Broker, Grant, Request, Umem, UmemOptions};
+use xsk_client::{Broker, Grant, Request, Umem, UmemOptions};
 
 fn main() -> anyhow::Result<()> {
     let options = Options::from_args()?;
@@ -25,7 +25,7 @@ fn main() -> anyhow::Result<()> {
         false => Grant::acquire(&mut broker, Request::new(options.target()?))?,
     };
     let umem = Umem::new(&UmemOptions::new())?;
-    let bound = grant.bind_one(umem, &BindOptions::new().mode(options.mode))?;
+    let bound = grant.bind_one(umem, &options.bind())?;
     let lease = bound.lease();
     let mut xsk = bound.activate(&mut broker)?;
     println!("active lease {lease} {} mode {}", xsk.queue(), xsk.mode());

@@ -8,13 +8,12 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Queue};
 use crate::sys::{self, BindFlags};
-use crate::wire::BindMode;
+use crate::wire::{BindMode, ZeroCopy};
 
 /// Which mode a socket is bound in. Never left to the kernel: it would choose zero-copy by itself.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// The kernel copies each frame. Works on every device.
-    #[default]
     Copy,
     /// The device reads and writes the umem, or the bind fails.
     ZeroCopy,
@@ -26,22 +25,32 @@ pub enum Mode {
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct BindOptions {
-    mode: Mode,
+    /// `None`: as the rule wants it.
+    mode: Option<Mode>,
+    rule: ZeroCopy,
     busy_timeout: Duration,
 }
 
 impl BindOptions {
-    /// Copy mode; a busy queue is tried for one second.
+    /// Copy mode, unless the rule requires zero-copy; a busy queue is tried for one second.
     pub const fn new() -> Self {
         Self {
-            mode: Mode::Copy,
+            mode: None,
+            rule: ZeroCopy::Allowed,
             busy_timeout: Duration::from_secs(1),
         }
     }
 
-    /// The mode.
+    /// The mode. One that the rule does not allow is refused before the bind ([`Error::ModeNotAllowed`]); where the rule
+    /// allows one mode only, [`Mode::ZeroCopyElseCopy`] is that one.
     pub const fn mode(mut self, mode: Mode) -> Self {
-        self.mode = mode;
+        self.mode = Some(mode);
+        self
+    }
+
+    /// The same, within what the rule of a grant says.
+    pub(crate) const fn under(mut self, rule: ZeroCopy) -> Self {
+        self.rule = rule;
         self
     }
 
@@ -58,12 +67,18 @@ impl BindOptions {
         interface_index: u32,
         queue: &Queue,
     ) -> Result<BindMode, Error> {
+        let rule = self.rule;
+        let mode = mode_under(rule, self.mode).map_err(|mode| Error::ModeNotAllowed {
+            queue: queue.clone(),
+            rule,
+            mode,
+        })?;
         let started = Instant::now();
         let attempt = |flag: BindFlags| {
             let flags = flag | BindFlags::XDP_USE_NEED_WAKEUP;
             self.patiently(started, || sys::bind(socket, interface_index, queue.id, flags))
         };
-        let bound = match self.mode {
+        let bound = match mode {
             Mode::Copy => attempt(BindFlags::XDP_COPY),
             Mode::ZeroCopy => attempt(BindFlags::XDP_ZEROCOPY),
             Mode::ZeroCopyElseCopy => match attempt(BindFlags::XDP_ZEROCOPY) {
@@ -73,7 +88,7 @@ impl BindOptions {
         };
         match bound {
             Ok(()) => {}
-            Err(errno @ (Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS)) if self.mode == Mode::ZeroCopy => {
+            Err(errno @ (Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS)) if mode == Mode::ZeroCopy => {
                 return Err(Error::NoZeroCopy {
                     queue: queue.clone(),
                     cause: errno.into(),
@@ -121,6 +136,17 @@ impl Default for BindOptions {
     }
 }
 
+/// What to bind with, of what was asked for and what the rule says; or what was asked for, if both cannot be.
+fn mode_under(rule: ZeroCopy, asked: Option<Mode>) -> Result<Mode, Mode> {
+    match (rule, asked) {
+        (ZeroCopy::Allowed, asked) => Ok(asked.unwrap_or(Mode::Copy)),
+        (ZeroCopy::Required, None | Some(Mode::ZeroCopy | Mode::ZeroCopyElseCopy)) => Ok(Mode::ZeroCopy),
+        (ZeroCopy::Forbidden, None | Some(Mode::Copy | Mode::ZeroCopyElseCopy)) => Ok(Mode::Copy),
+        (ZeroCopy::Required, Some(mode @ Mode::Copy))
+        | (ZeroCopy::Forbidden, Some(mode @ Mode::ZeroCopy)) => Err(mode),
+    }
+}
+
 /// Copy or zero-copy, as the kernel says of a bound socket.
 pub(crate) fn mode_of(socket: impl AsFd, queue: &Queue) -> Result<BindMode, Error> {
     match sys::is_zero_copy(socket) {
@@ -154,4 +180,28 @@ fn pause_until(deadline: Instant, pause: Duration) -> bool {
     let left = deadline.saturating_duration_since(Instant::now());
     thread::sleep(left.min(pause));
     !left.is_zero()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rule_decides_where_it_allows_one_mode_only() {
+        use Mode::{Copy, ZeroCopy as Zero, ZeroCopyElseCopy as Either};
+        use ZeroCopy::{Allowed, Forbidden, Required};
+        for (rule, asked, expected) in [
+            (Allowed, None, Ok(Copy)),
+            (Allowed, Some(Zero), Ok(Zero)),
+            (Allowed, Some(Either), Ok(Either)),
+            (Required, None, Ok(Zero)),
+            (Required, Some(Either), Ok(Zero)),
+            (Required, Some(Copy), Err(Copy)),
+            (Forbidden, None, Ok(Copy)),
+            (Forbidden, Some(Either), Ok(Copy)),
+            (Forbidden, Some(Zero), Err(Zero)),
+        ] {
+            assert_eq!(mode_under(rule, asked), expected, "{rule} {asked:?}");
+        }
+    }
 }

@@ -105,7 +105,7 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`CallError::Refused`]: `NotBound`, `BoundElsewhere`, `NoSuchLease`.
+    /// [`CallError::Refused`]: `NotBound`, `BoundElsewhere`, `ModeNotAllowed`, `NoSuchLease`.
     pub fn activate(&mut self, lease: u64) -> Result<Activated, CallError> {
         self.ask("Activate", &Activate { lease })
     }

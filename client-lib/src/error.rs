@@ -4,10 +4,11 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use crate::bind::Mode;
 use crate::call_error::CallError;
 use crate::ring::CorruptRing;
 use crate::sys::Ring;
-use crate::wire::InterfaceName;
+use crate::wire::{InterfaceName, ZeroCopy};
 
 /// One queue of one device, as `eth0:4`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -125,6 +126,18 @@ pub enum Error {
         queue: Queue,
         /// Why.
         cause: io::Error,
+    },
+    /// The rule that gave the queue says otherwise; a lease bound so would end.
+    #[error(
+        "{queue}: the rule has `zero-copy = \"{rule}\"`, which Mode::{mode:?} does not fit; leave the mode to the rule"
+    )]
+    ModeNotAllowed {
+        /// The queue.
+        queue: Queue,
+        /// What the rule says of zero-copy.
+        rule: ZeroCopy,
+        /// What was asked for.
+        mode: Mode,
     },
     /// The device was removed, or moved to another network namespace. The socket is of no use any more.
     #[error("{queue}: the device is gone")]

@@ -143,7 +143,8 @@ impl Grant {
     /// # Errors
     ///
     /// [`Error::Count`] unless there is one umem for each socket; [`Error::Memlock`], [`Error::QueueBusy`],
-    /// [`Error::NoZeroCopy`], [`Error::Socket`]. The sockets are closed then, and the broker ends the lease.
+    /// [`Error::NoZeroCopy`], [`Error::ModeNotAllowed`], [`Error::Socket`]. The sockets are closed then, and the broker ends
+    /// the lease.
     pub fn bind(self, umems: Vec<Umem>, options: &BindOptions) -> Result<Bound<Vec<Xsk>>, Error> {
         let count = self.sockets.len();
         if umems.len() != count {
@@ -153,10 +154,11 @@ impl Grant {
                 given: umems.len(),
             });
         }
+        let options = options.clone().under(self.acquired.zero_copy);
         let (lease, opened) = self.into_opened();
         let mut sockets = Vec::new();
         for (opened, umem) in opened.into_iter().zip(umems) {
-            sockets.append(&mut Xsk::bind(vec![opened], umem, options)?);
+            sockets.append(&mut Xsk::bind(vec![opened], umem, &options)?);
         }
         Ok(Bound { lease, sockets })
     }
@@ -190,8 +192,9 @@ impl Grant {
     ///
     /// [`Error::UmemShares`] where the umem has fewer chunks than the grant has sockets; else as [`Self::bind`].
     pub fn bind_shared(self, umem: Umem, options: &BindOptions) -> Result<Bound<Vec<Xsk>>, Error> {
+        let options = options.clone().under(self.acquired.zero_copy);
         let (lease, opened) = self.into_opened();
-        let sockets = Xsk::bind(opened, umem, options)?;
+        let sockets = Xsk::bind(opened, umem, &options)?;
         Ok(Bound { lease, sockets })
     }
 

@@ -119,7 +119,7 @@ fn check_inherited(fd: RawFd) -> Result<(), InheritError> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::wire::{GrantedSocket, QueueLock, RingSizes, XdpMode};
+    use crate::wire::{GrantedSocket, QueueLock, RingSizes, XdpMode, ZeroCopy};
 
     pub(crate) fn acquired() -> Acquired {
         let socket = |queue, socket_file_descriptor| GrantedSocket {
@@ -133,6 +133,7 @@ pub(crate) mod tests {
             rule: "tenant".into(),
             queue_lock: QueueLock::None,
             xdp: XdpMode::Native,
+            zero_copy: ZeroCopy::Allowed,
             rings: RingSizes::default(),
             activate_within_ms: 5000,
             sockets: vec![socket(4, 1), socket(5, 0)],

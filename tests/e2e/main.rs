@@ -43,6 +43,7 @@ mod wire_varlink;
 mod wire_wrong;
 mod wire_zlink;
 mod zero_copy;
+mod zero_copy_rule;
 
 e2e::bodies![
     fixture_users::report_status,

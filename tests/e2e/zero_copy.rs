@@ -32,7 +32,7 @@ const ZERO_COPY_CALLS: [&str; 5] = [
 ];
 
 /// Whether the driver takes a zero-copy socket of root's: the answer of the kernel alone, without anything of ours.
-fn probe(world: &World, device: u32) -> Result<(), rustix::io::Errno> {
+pub(crate) fn probe(world: &World, device: u32) -> Result<(), rustix::io::Errno> {
     let socket = world.run_in(Side::Host, || RawXsk::new(64)).unwrap().unwrap();
     socket.bind(device, 0, SocketAddrXdpFlags::XDP_ZEROCOPY)
 }

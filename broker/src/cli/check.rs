@@ -6,12 +6,13 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use serde::Serialize;
+use xsk_client::wire::ZeroCopy;
 
+use super::check_json::Json;
 use super::exit::Exit;
 use crate::policy::{
-    Diagnostic, Effect, Insert, InterfaceSection, Loaded, Ownership, Policy, PolicyError, Position, Rule,
-    Severity, none_costs,
+    Diagnostic, Effect, Insert, InterfaceSection, Loaded, Ownership, Policy, PolicyError, Rule, Severity,
+    none_costs,
 };
 
 /// Check a policy without a running broker.
@@ -95,23 +96,7 @@ impl<'a> Report<'a> {
     }
 
     fn print_json(&self, out: &mut dyn Write) -> io::Result<()> {
-        let json = Json {
-            ok: self.good,
-            files: self.loaded.map(|loaded| {
-                loaded
-                    .files
-                    .iter()
-                    .map(|file| file.display().to_string())
-                    .collect()
-            }),
-            diagnostics: self.diagnostics.iter().map(JsonDiagnostic::new).collect(),
-            interfaces: self
-                .loaded
-                .map(|loaded| loaded.policy.sections().iter().map(JsonInterface::new).collect()),
-            rules: self
-                .loaded
-                .map(|loaded| loaded.policy.rules().iter().map(JsonRule::new).collect()),
-        };
+        let json = Json::new(self.good, self.diagnostics, self.loaded);
         serde_json::to_writer_pretty(&mut *out, &json)?;
         writeln!(out)
     }
@@ -191,6 +176,18 @@ fn print_rule(rule: &Rule, out: &mut dyn Write) -> io::Result<()> {
         allowance.max_ring_entries,
         allowance.activate_within.as_millis()
     )?;
+    match allowance.zero_copy {
+        ZeroCopy::Allowed => {}
+        ZeroCopy::Required => writeln!(
+            out,
+            "  zero-copy required: refused on a device whose driver has none, and a socket bound otherwise ends its lease"
+        )?,
+        ZeroCopy::Forbidden => writeln!(
+            out,
+            "  zero-copy forbidden: with queue-lock none this is refused on a device whose driver has zero-copy, since\n    \
+             nothing keeps a holder that binds by itself from it"
+        )?,
+    }
     match allowance.insert {
         Insert::WhenBound => Ok(()),
         Insert::AtGrant => writeln!(
@@ -198,117 +195,6 @@ fn print_rule(rule: &Rule, out: &mut dyn Write) -> io::Result<()> {
             "  insert at-grant, which costs:\n    from the grant until its holder has bound the socket, the packets of a queue are lost:\n    \
              delivered to nobody, not passed to the host, counted nowhere"
         ),
-    }
-}
-
-#[derive(Serialize)]
-struct Json {
-    ok: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    files: Option<Vec<String>>,
-    diagnostics: Vec<JsonDiagnostic>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    interfaces: Option<Vec<JsonInterface>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rules: Option<Vec<JsonRule>>,
-}
-
-#[derive(Serialize)]
-struct JsonDiagnostic {
-    severity: Severity,
-    file: String,
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    position: Option<Position>,
-    message: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    help: Option<String>,
-}
-
-impl JsonDiagnostic {
-    fn new(diagnostic: &Diagnostic) -> Self {
-        Self {
-            severity: diagnostic.severity,
-            file: diagnostic.file.display().to_string(),
-            position: diagnostic.position.clone(),
-            message: diagnostic.message(),
-            help: diagnostic.help(),
-        }
-    }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct JsonInterface {
-    interface: String,
-    xdp: &'static str,
-    reserved: String,
-    queue_lock: crate::policy::QueueLockSetting,
-    uplink: bool,
-    at: String,
-}
-
-impl JsonInterface {
-    fn new(section: &InterfaceSection) -> Self {
-        Self {
-            interface: section.pattern.written().to_owned(),
-            xdp: section.settings.xdp.as_str(),
-            reserved: section.settings.reserved.to_string(),
-            queue_lock: section.settings.queue_lock,
-            uplink: section.settings.uplink,
-            at: section.at.clone(),
-        }
-    }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct JsonRule {
-    rule: String,
-    effect: &'static str,
-    who: String,
-    interfaces: Vec<String>,
-    queues: String,
-    at: String,
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    gives: Option<JsonAllowance>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct JsonAllowance {
-    sockets: Vec<xsk_client::wire::SocketKind>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_queues: Option<u32>,
-    max_ring_entries: u32,
-    activate_within_ms: u128,
-    insert: Insert,
-}
-
-impl JsonRule {
-    fn new(rule: &Rule) -> Self {
-        let gives = match &rule.effect {
-            Effect::Deny => None,
-            Effect::Allow(allowance) => Some(JsonAllowance {
-                sockets: allowance.sockets.clone(),
-                max_queues: allowance.max_queues,
-                max_ring_entries: allowance.max_ring_entries,
-                activate_within_ms: allowance.activate_within.as_millis(),
-                insert: allowance.insert,
-            }),
-        };
-        Self {
-            rule: rule.name.clone(),
-            effect: if gives.is_some() { "allow" } else { "deny" },
-            who: rule.who.to_string(),
-            interfaces: rule
-                .interfaces
-                .iter()
-                .map(|pattern| pattern.written().to_owned())
-                .collect(),
-            queues: rule.queues.to_string(),
-            at: rule.at.clone(),
-            gives,
-        }
     }
 }
 
@@ -377,6 +263,31 @@ A request is granted if one allow rule covers all of it, and no deny rule touche
         assert_eq!(json["rules"][0]["insert"], "at-grant");
         assert_eq!(json["rules"][1]["effect"], "deny");
         assert_eq!(json["interfaces"][0]["queueLock"], "none");
+    }
+
+    #[test]
+    fn zero_copy_is_told_with_what_it_takes() {
+        for (word, told) in [
+            (
+                "required",
+                "zero-copy required: refused on a device whose driver has none",
+            ),
+            (
+                "forbidden",
+                "zero-copy forbidden: with queue-lock none this is refused on a device",
+            ),
+        ] {
+            let text = GOOD.replace("insert = \"at-grant\"", &format!("zero-copy = \"{word}\""));
+            let (good, out, _, json) = check(&text, true);
+            assert!(good && out.contains(told), "{out}");
+            assert_eq!(json["rules"][0]["zeroCopy"], word);
+        }
+        let (_, out, _, json) = check(GOOD, true);
+        assert!(
+            !out.contains("zero-copy required") && !out.contains("zero-copy forbidden"),
+            "{out}"
+        );
+        assert_eq!(json["rules"][0]["zeroCopy"], "allowed");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The command line: one file for each verb.
 
 pub mod check;
+mod check_json;
 pub mod exit;
 pub mod explain;
 pub mod grant;

@@ -18,8 +18,19 @@ use crate::privileges;
 #[derive(Debug, Default)]
 pub struct QueueProbe {
     socket: Option<OwnedFd>,
-    /// Whether a driver may do zero-copy, by the index of its device.
-    may_zero_copy: HashMap<u32, bool>,
+    /// What is known of drivers, by the indexes of their devices.
+    zero_copy: HashMap<u32, DriverZeroCopy>,
+}
+
+/// Whether a driver has zero-copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DriverZeroCopy {
+    /// It has none, for certain.
+    Never,
+    /// It says that it has. (A virtio-net without IOMMU says so too, and has none.)
+    Maybe,
+    /// Linux before 6.3 does not tell, and no bind has shown it yet.
+    Unknown,
 }
 
 /// Whether some socket is bound to a queue.
@@ -37,6 +48,7 @@ impl QueueProbe {
     /// Where the driver has no zero-copy the try asks for zero-copy: `xp_assign_dev` (net/xdp/xsk_buff_pool.c) says
     /// EBUSY for a taken queue before it says EOPNOTSUPP, and the queue is as it was. Elsewhere the try must be one that
     /// succeeds, in copy mode, and then the queue is busy for the 16 to 50 ms that the kernel takes to let go (F34).
+    /// Where the kernel does not tell what the driver has, the first try that finds a free queue shows it.
     ///
     /// Either try tells the truth whatever the driver can do, so that what is remembered of it decides the cost alone.
     ///
@@ -47,7 +59,7 @@ impl QueueProbe {
         let failed = |call, source: io::Error| {
             Failure::kernel(call, format!("ifindex {index}, queue {queue}"), source)
         };
-        let may_zero_copy = self.may_zero_copy(index);
+        let driver = self.driver(index);
         let probe = match self.socket.take() {
             Some(probe) => probe,
             None => privileges::with(
@@ -56,18 +68,23 @@ impl QueueProbe {
             )?
             .map_err(|source| failed("making of a probe socket", source))?,
         };
-        let flags = if may_zero_copy {
-            BindFlags::XDP_COPY
-        } else {
-            BindFlags::XDP_ZEROCOPY
+        let flags = match driver {
+            DriverZeroCopy::Maybe => BindFlags::XDP_COPY,
+            DriverZeroCopy::Never | DriverZeroCopy::Unknown => BindFlags::XDP_ZEROCOPY,
         };
         let error = match sys::bind(&probe, index, queue, flags) {
-            Ok(()) => return Ok(QueueUse::Free),
+            Ok(()) => {
+                self.zero_copy.insert(index, DriverZeroCopy::Maybe);
+                return Ok(QueueUse::Free);
+            }
             Err(error) => error,
         };
         self.socket = Some(probe);
         match error.raw_os_error() {
-            Some(libc::EOPNOTSUPP) if !may_zero_copy => Ok(QueueUse::Free),
+            Some(libc::EOPNOTSUPP) if driver != DriverZeroCopy::Maybe => {
+                self.zero_copy.insert(index, DriverZeroCopy::Never);
+                Ok(QueueUse::Free)
+            }
             Some(libc::EBUSY) => Ok(QueueUse::Taken),
             // There is no such queue any more, so nothing holds it (`xsk_reg_pool_at_qid`, net/xdp/xsk.c).
             Some(libc::EINVAL) => Ok(QueueUse::Free),
@@ -81,24 +98,37 @@ impl QueueProbe {
     ///
     /// As above.
     pub fn queue_use_untouched(&mut self, index: u32, queue: u32) -> Result<Option<QueueUse>, Failure> {
-        if self.may_zero_copy(index) {
-            return Ok(None);
+        match self.driver(index) {
+            DriverZeroCopy::Never => self.queue_use(index, queue).map(Some),
+            DriverZeroCopy::Maybe | DriverZeroCopy::Unknown => Ok(None),
         }
-        self.queue_use(index, queue).map(Some)
     }
 
-    fn may_zero_copy(&mut self, index: u32) -> bool {
-        let ask = || netlink::may_do_zero_copy(index);
-        // Unknown (before Linux 6.3) counts as "it may": then the try is the one that is always right.
-        *self
-            .may_zero_copy
-            .entry(index)
-            .or_insert_with(|| ask().unwrap_or(true))
+    /// Whether the driver says that it has zero-copy. A "no" is certain, a "yes" shows at a bind only. Where the kernel
+    /// does not tell it is tried on this queue, which should be free; one that is not free answers "yes".
+    ///
+    /// # Errors
+    ///
+    /// As [`QueueProbe::queue_use`].
+    pub fn driver_has_zero_copy(&mut self, index: u32, queue: u32) -> Result<bool, Failure> {
+        if self.driver(index) == DriverZeroCopy::Unknown {
+            self.queue_use(index, queue)?;
+        }
+        Ok(self.driver(index) != DriverZeroCopy::Never)
+    }
+
+    fn driver(&mut self, index: u32) -> DriverZeroCopy {
+        let ask = || match netlink::may_do_zero_copy(index) {
+            Ok(true) => DriverZeroCopy::Maybe,
+            Ok(false) => DriverZeroCopy::Never,
+            Err(_) => DriverZeroCopy::Unknown,
+        };
+        *self.zero_copy.entry(index).or_insert_with(ask)
     }
 
     /// Forgets a device that is gone: its index may be another's one day.
     pub fn forget(&mut self, index: u32) {
-        self.may_zero_copy.remove(&index);
+        self.zero_copy.remove(&index);
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use xsk_client::wire::{InterfaceName, QueueSet, RingSizes, SocketKind};
+use xsk_client::wire::{InterfaceName, QueueSet, RingSizes, SocketKind, ZeroCopy};
 
 use crate::identity::Subject;
 
@@ -36,6 +36,7 @@ pub struct Terms {
     max_queues: Option<u32>,
     activate_within: Duration,
     insert: Insert,
+    zero_copy: ZeroCopy,
 }
 
 impl Terms {
@@ -83,6 +84,11 @@ impl Terms {
     pub fn insert(&self) -> Insert {
         self.insert
     }
+
+    /// Which modes the sockets may be bound in.
+    pub fn zero_copy(&self) -> ZeroCopy {
+        self.zero_copy
+    }
 }
 
 impl Policy {
@@ -96,6 +102,7 @@ impl Policy {
                 max_queues: granted.allowance.max_queues,
                 activate_within: granted.allowance.activate_within,
                 insert: granted.allowance.insert,
+                zero_copy: granted.allowance.zero_copy,
             }),
             Err(why) => Verdict::Refused(self.refuse(subject, request, why)),
         }
@@ -193,7 +200,7 @@ impl Policy {
 #[derive(Debug)]
 pub(super) struct Granted<'p> {
     pub(super) rule: &'p Rule,
-    allowance: &'p Allowance,
+    pub(super) allowance: &'p Allowance,
     section: &'p InterfaceSection,
 }
 

@@ -1,7 +1,7 @@
 //! Why a request would be decided as it would be: what each rule says to it. Holds no terms, so nothing can be
 //! granted by explaining.
 
-use xsk_client::wire::{Explained, RuleOutcome, RuleVerdict};
+use xsk_client::wire::{Explained, RuleOutcome, RuleVerdict, ZeroCopy};
 
 use crate::identity::Subject;
 
@@ -74,7 +74,10 @@ impl Policy {
         let (granted, rule, reason, reason_for_peer, suggestion) = match self.weigh(subject, request) {
             Ok(granted) => {
                 let rule = granted.rule.name.clone();
-                let reason = format!("rule {rule} is the first that covers all of it");
+                let reason = format!(
+                    "rule {rule} is the first that covers all of it{}",
+                    mode_condition(granted.allowance.zero_copy)
+                );
                 (true, Some(rule), reason.clone(), reason, None)
             }
             Err(why) => {
@@ -157,6 +160,15 @@ impl Policy {
                 format!("gives rings of {limit} entries, not {}", request.rings.largest())
             }
         }
+    }
+}
+
+/// The condition on the bind that a granted request still has.
+fn mode_condition(zero_copy: ZeroCopy) -> &'static str {
+    match zero_copy {
+        ZeroCopy::Required => ", for sockets bound in zero-copy mode",
+        ZeroCopy::Allowed => "",
+        ZeroCopy::Forbidden => ", for sockets bound in copy mode",
     }
 }
 

@@ -166,6 +166,8 @@ pub(super) enum Mistake {
     AllReserved { interface: String, queues: String },
     #[error("queue {queue} is reserved on {interface}: this rule does not grant it there")]
     SomeReserved { interface: String, queue: u32 },
+    #[error("{} has `xdp = \"generic\"`, where there is no zero-copy: this rule never grants there", shown(.0))]
+    NeverZeroCopy(String),
     #[error("no [[allow]] rule: this policy grants nothing to anybody")]
     NoAllow,
     #[error("no [interface.NAME] section: this policy touches no device")]
@@ -258,6 +260,12 @@ impl Mistake {
                 "make the group, then restart the broker: names are looked up only when it starts".to_owned()
             }
             Self::NotListed(name) => format!("add {}", section_header(name)),
+            Self::NeverZeroCopy(name) => {
+                format!(
+                    "write `xdp = \"native\"` in {}, or leave out `zero-copy`",
+                    section_header(name)
+                )
+            }
             _ => return None,
         };
         Some(help)

@@ -4,10 +4,10 @@
 use std::collections::{BTreeSet, HashMap};
 
 use toml::de::DeTable;
-use xsk_client::wire::InterfaceName;
+use xsk_client::wire::{InterfaceName, ZeroCopy};
 
 use super::diagnostic::{Diagnostic, Findings, Place, PolicyError, Severity, Source};
-use super::interface::{InterfaceSection, Pattern, read_sections, section_for};
+use super::interface::{InterfaceSection, Pattern, XdpSetting, read_sections, section_for};
 use super::mistake::{Mistake, Section, nearest};
 use super::names::Machine;
 use super::queues::QueueRanges;
@@ -147,7 +147,7 @@ fn syntax_mistake(line: &str, message: &str, twice: bool) -> Mistake {
 }
 
 fn unquoted_value(line: &str) -> Option<Mistake> {
-    const TEXTS: [&str; 10] = [
+    const TEXTS: [&str; 11] = [
         "xdp",
         "reserved",
         "queue-lock",
@@ -158,6 +158,7 @@ fn unquoted_value(line: &str) -> Option<Mistake> {
         "queues",
         "sockets",
         "insert",
+        "zero-copy",
     ];
     let (key, value) = line.split_once('=')?;
     let (key, value) = (nearest(key.trim(), &TEXTS)?, value.trim().to_owned());
@@ -229,7 +230,8 @@ fn warn_if_absent(pattern: &Pattern, place: &Place, here: Option<&[InterfaceName
     );
 }
 
-/// Warns of an allow rule that names a device which is never touched, or queues that are reserved there.
+/// Warns of an allow rule that names a device which is never touched, queues that are reserved there, or a mode that is
+/// never to be had there.
 fn warn_if_useless(
     rule: &Rule,
     pattern: &Pattern,
@@ -237,10 +239,15 @@ fn warn_if_useless(
     sections: &[InterfaceSection],
     findings: &mut Findings,
 ) {
-    let (Pattern::Exact(name), Effect::Allow(_)) = (pattern, &rule.effect) else {
+    let (Pattern::Exact(name), Effect::Allow(allowance)) = (pattern, &rule.effect) else {
         return;
     };
     match section_for(sections, name) {
+        Some(section)
+            if section.settings.xdp == XdpSetting::Generic && allowance.zero_copy == ZeroCopy::Required =>
+        {
+            findings.warn(place, Mistake::NeverZeroCopy(name.to_string()));
+        }
         None => findings.warn(place, Mistake::NotListed(name.to_string())),
         Some(section) if section.settings.reserved.covers(&rule.queues) => {
             let (interface, queues) = (name.to_string(), rule.queues.to_string());

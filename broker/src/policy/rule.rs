@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use xsk_client::wire::{InterfaceName, SocketKind};
+use xsk_client::wire::{InterfaceName, SocketKind, ZeroCopy};
 
 use super::diagnostic::{Findings, Place};
 use super::interface::{Pattern, read_patterns, read_queues};
@@ -54,6 +54,7 @@ pub(crate) struct Allowance {
     pub(crate) max_ring_entries: u32,
     pub(crate) activate_within: Duration,
     pub(crate) insert: Insert,
+    pub(crate) zero_copy: ZeroCopy,
 }
 
 /// When a socket goes into its slot of `xsks_map`.
@@ -122,7 +123,7 @@ fn read_rule(
     machine: &mut dyn Machine,
     findings: &mut Findings,
 ) -> ReadRule {
-    let mut table = table.later(&["transfer-to", "zero-copy"]);
+    let mut table = table.later(&["transfer-to"]);
     let place = table.place.clone();
     let named = read_name(&mut table, findings);
     let who = read_who(&mut table, section, machine, findings);
@@ -201,6 +202,13 @@ fn read_allowance(table: &mut Table<'_>, findings: &mut Findings) -> Option<Allo
         ),
         None => Some(Insert::default()),
     };
+    let zero_copy = match table.take("zero-copy") {
+        Some(item) => {
+            let words: Vec<_> = ZeroCopy::ALL.iter().map(|word| (word.as_str(), *word)).collect();
+            item.word(&words, findings)
+        }
+        None => Some(ZeroCopy::default()),
+    };
     let (max_queues, max_ring_entries) = limits?;
     Some(Allowance {
         sockets: sockets?,
@@ -208,6 +216,7 @@ fn read_allowance(table: &mut Table<'_>, findings: &mut Findings) -> Option<Allo
         max_ring_entries,
         activate_within: Duration::from_millis(activate_within_ms?.into()),
         insert: insert?,
+        zero_copy: zero_copy?,
     })
 }
 

@@ -8,13 +8,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use xsk_client::Mode;
 use xsk_client::wire::Target;
+use xsk_client::{BindOptions, Mode};
 
 pub(crate) struct Options {
     target: Option<Target>,
     pub(crate) ip: Option<[u8; 4]>,
-    pub(crate) mode: Mode,
+    /// Left out: as the rule wants it.
+    mode: Option<Mode>,
     stats: bool,
 }
 
@@ -23,7 +24,7 @@ impl Options {
         let mut options = Self {
             target: None,
             ip: None,
-            mode: Mode::Copy,
+            mode: None,
             stats: false,
         };
         let mut args = std::env::args().skip(1);
@@ -33,13 +34,20 @@ impl Options {
                     let ip: Ipv4Addr = args.next().context("--ip needs an address")?.parse()?;
                     options.ip = Some(ip.octets());
                 }
-                "--zero-copy" => options.mode = Mode::ZeroCopy,
+                "--zero-copy" => options.mode = Some(Mode::ZeroCopy),
                 "--stats" => options.stats = true,
                 "--help" | "-h" => bail!("usage: echo [IF:QUEUE] [--ip ADDRESS] [--zero-copy] [--stats]"),
                 target => options.target = Some(target.parse()?),
             }
         }
         Ok(options)
+    }
+
+    pub(crate) fn bind(&self) -> BindOptions {
+        match self.mode {
+            Some(mode) => BindOptions::new().mode(mode),
+            None => BindOptions::new(),
+        }
     }
 
     pub(crate) fn target(&self) -> anyhow::Result<Target> {

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::names::InterfaceName;
+use super::names::{BindMode, InterfaceName};
 
 /// What the broker refuses with.
 ///
@@ -102,6 +102,19 @@ pub enum BrokerError {
         lease: u64,
         /// The queue that is still free.
         queue: u32,
+        /// For people.
+        message: String,
+    },
+    /// The socket was bound in a mode that the rule's `zero-copy` does not allow. The lease has been ended.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.ModeNotAllowed")]
+    ModeNotAllowed {
+        /// The lease.
+        lease: u64,
+        /// The queue.
+        queue: u32,
+        /// What it was bound in.
+        mode: BindMode,
         /// For people.
         message: String,
     },

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 
 use super::lease::{Interface, Lease};
-use super::names::{BindMode, InterfaceName, QueueLock, QueueSet, RingSizes, SocketKind, XdpMode};
+use super::names::{BindMode, InterfaceName, QueueLock, QueueSet, RingSizes, SocketKind, XdpMode, ZeroCopy};
 
 /// What a client sends.
 #[derive(Debug, Serialize, Deserialize)]
@@ -83,6 +83,9 @@ pub struct Acquired {
     pub queue_lock: QueueLock,
     /// Where the XDP program runs.
     pub xdp: XdpMode,
+    /// What the rule says of zero-copy: a lease whose sockets are bound otherwise ends.
+    #[serde(default)]
+    pub zero_copy: ZeroCopy,
     /// The rings' sizes.
     pub rings: RingSizes,
     /// The lease ends if it is not activated within this time.

@@ -19,7 +19,8 @@ pub use message::{
     ServiceInfo, Status, object,
 };
 pub use names::{
-    BindMode, InterfaceName, NameError, QueueLock, QueueSet, RingSizes, SocketKind, Target, XdpMode, ranges,
+    BindMode, InterfaceName, NameError, QueueLock, QueueSet, RingSizes, SocketKind, Target, XdpMode,
+    ZeroCopy, ranges,
 };
 
 /// The name of the broker's Varlink interface. Every method and error name starts with it.

@@ -282,6 +282,32 @@ words! {
     }
 }
 
+words! {
+    /// What a rule says of zero-copy.
+    #[derive(Default)]
+    ZeroCopy {
+        /// The sockets are bound in zero-copy mode, or the lease ends.
+        Required = "required",
+        /// The holder chooses.
+        #[default]
+        Allowed = "allowed",
+        /// The sockets are bound in copy mode, or the lease ends.
+        Forbidden = "forbidden",
+    }
+}
+
+impl ZeroCopy {
+    /// Whether it takes a socket that the kernel bound in this mode.
+    pub const fn admits(self, mode: BindMode) -> bool {
+        match (self, mode) {
+            (Self::Allowed, _) | (Self::Required, BindMode::ZeroCopy) | (Self::Forbidden, BindMode::Copy) => {
+                true
+            }
+            (Self::Required, BindMode::Copy) | (Self::Forbidden, BindMode::ZeroCopy) => false,
+        }
+    }
+}
+
 /// Sizes of the four rings, in entries. Each a power of two from 1 to 2^20 (`xsk_init_queue`, net/xdp/xsk.c).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

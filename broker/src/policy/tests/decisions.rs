@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use xsk_client::wire::RuleOutcome;
+use xsk_client::wire::{RuleOutcome, ZeroCopy};
 
 use super::*;
 use crate::policy::{Insert, QueueLockSetting, Verdict, View, Why, XdpSetting};
@@ -32,6 +32,7 @@ queues = "2-9"
 sockets = ["prepared"]
 activate-within-ms = 250
 insert = "at-grant"
+zero-copy = "required"
 
 [[deny]]
 name = "not-nine"
@@ -140,6 +141,7 @@ fn terms_carry_what_the_rule_says() {
         (low.rule(), low.max_queues(), low.insert()),
         ("low", Some(2), Insert::WhenBound)
     );
+    assert_eq!(low.zero_copy(), ZeroCopy::Allowed);
     assert_eq!(low.activate_within(), Duration::from_secs(5));
     assert_eq!(
         (low.rings(), low.sockets()),
@@ -151,6 +153,14 @@ fn terms_carry_what_the_rule_says() {
     assert_eq!(
         (wide.rule(), wide.max_queues(), wide.insert()),
         ("wide", None, Insert::AtGrant)
+    );
+    assert_eq!(wide.zero_copy(), ZeroCopy::Required);
+    let explained = policy
+        .explain(&subject("bob"), &request("eth1:2"))
+        .into_wire(View::Peer);
+    assert_eq!(
+        explained.reason,
+        "rule wide is the first that covers all of it, for sockets bound in zero-copy mode"
     );
     assert_eq!(wide.activate_within(), Duration::from_millis(250));
     assert!(wide.settings().reserved.is_empty());
@@ -291,7 +301,7 @@ fn explanations() {
     assert_eq!(operator.rule.as_deref(), Some("not-nine"));
     assert_eq!(
         operator.reason,
-        "eth0:8-9 for user alice (1001): denied by rule not-nine (p0.toml:27)"
+        "eth0:8-9 for user alice (1001): denied by rule not-nine (p0.toml:28)"
     );
     assert_eq!(operator.rules[0].why, "queue 8 is outside 0-4");
     assert_eq!(operator.rules[2].outcome, RuleOutcome::Decides);

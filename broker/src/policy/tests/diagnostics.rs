@@ -218,6 +218,14 @@ fn mistakes_in_rules() {
             "2:10 `at-bind` is not a value of `insert` | one of `when-bound`, `at-grant`",
         ),
         (
+            "zero-copy = \"require\"",
+            "2:13 `require` is not a value of `zero-copy` | did you mean `required`?",
+        ),
+        (
+            "zero-copy = true",
+            "2:13 `zero-copy` is a boolean, where a string is expected",
+        ),
+        (
             "transfer-to = \"bob\"",
             "2:1 `transfer-to` is a key of a later version | leave it out: this version does nothing like it",
         ),
@@ -332,6 +340,17 @@ fn warnings() {
         said(&[reserved]),
         ["7:13 warning: all of queues 2-3 are reserved on eth0: this rule never grants there"]
     );
+    let generic = "[interface.eth0]\nqueue-lock = \"none\"\nxdp = \"generic\"\n[[allow]]\nname = \"r\"\n\
+                   user = \"bob\"\ninterface = \"eth0\"\nqueues = \"2-3\"\nsockets = \"prepared\"\n\
+                   zero-copy = \"required\"\n";
+    assert_eq!(
+        said(&[generic]),
+        [
+            "7:13 warning: eth0 has `xdp = \"generic\"`, where there is no zero-copy: this rule never grants there | write \
+             `xdp = \"native\"` in [interface.eth0], or leave out `zero-copy`"
+        ]
+    );
+    assert!(said(&[&generic.replace("\"required\"", "\"forbidden\"")]).is_empty());
 }
 
 #[test]
