@@ -5,9 +5,14 @@
 //! asks [`Chunks::admits`], or checks by itself that it lies in one chunk below [`Chunks::limit`], which is the end of
 //! the umem as long as every chunk of it is here, and 0 else.
 
+#![expect(unsafe_code, reason = "addresses are copied from a ring")]
+
+use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::cast;
 use crate::pool::{Pool, Share};
+use crate::ring::{Descriptor, Run};
 use crate::umem::Umem;
 
 /// Where a chunk is, as one socket knows it.
@@ -85,10 +90,14 @@ impl Chunks {
     }
 
     /// Whether these bytes lie in one chunk, and that chunk is here. Counts a refusal.
+    ///
+    /// Like all that batches call for what is rare, it cannot unwind: a batch that had to be dropped after such a call
+    /// could not be kept in registers.
     #[inline(never)]
-    pub(crate) fn admits(&mut self, address: u64, length: u32) -> bool {
+    pub(crate) extern "C" fn admits(&mut self, address: u64, length: u64) -> bool {
         let bytes = u64::from(self.umem().chunk_bytes());
-        let admitted = (address & (bytes - 1)) + u64::from(length) <= bytes
+        let admitted = length <= bytes
+            && (address & (bytes - 1)) + length <= bytes
             && self
                 .umem()
                 .chunk_of(address)
@@ -98,7 +107,7 @@ impl Chunks {
     }
 
     /// The chunk of an admitted address goes elsewhere: it is an owned frame's now, or another socket's.
-    pub(crate) fn leave(&mut self, address: u64) {
+    pub(crate) extern "C" fn leave(&mut self, address: u64) {
         let place = self
             .umem()
             .chunk_of(address)
@@ -184,14 +193,57 @@ impl Chunks {
         &self.free[..self.free_count]
     }
 
+    /// For how many more there is room.
+    #[inline]
+    pub(crate) fn room(&self) -> u32 {
+        cast::count(self.free.len() - self.free_count)
+    }
+
+    /// How many chunks are free.
+    #[inline]
+    pub(crate) fn free_count(&self) -> usize {
+        self.free_count
+    }
+
     /// Room for chunks that come free.
     pub(crate) fn spare(&mut self) -> &mut [u64] {
         &mut self.free[self.free_count..]
     }
 
-    /// The whole stack, its entries that are free first.
-    pub(crate) fn stack(&mut self) -> &mut [u64] {
-        &mut self.free
+    /// One past the chunk to use next.
+    #[inline]
+    pub(crate) fn top(&mut self) -> *mut u64 {
+        self.spare().as_mut_ptr()
+    }
+
+    /// Of the topmost `count` chunks all but the last `left` were used, from the bottom up.
+    #[inline]
+    pub(crate) fn take_from_top(&mut self, count: u32, left: u32) {
+        let (count, left) = (count as usize, left as usize);
+        let end = self.free_count;
+        self.set_free_count(end - count + left);
+        if left > 0 && left < count {
+            self.free.copy_within(end - left..end, end - count);
+        }
+    }
+
+    /// Forgets the topmost chunk.
+    pub(crate) fn drop_top(&mut self) {
+        self.set_free_count(self.free_count - 1);
+    }
+
+    /// Takes the chunks of frames that were received and dropped.
+    #[inline(never)]
+    pub(crate) extern "C" fn take_back(&mut self, frames: Run<Descriptor>) {
+        let spare = self.spare();
+        let room = Run {
+            start: NonNull::from(&mut *spare).cast(),
+            count: cast::count(spare.len()),
+        };
+        debug_assert!(frames.count <= room.count, "no room to recycle");
+        // SAFETY: a batch's entries are in its ring's mapping; the free list is ours, and somewhere else.
+        let count = unsafe { frames.copy_addresses(&room) };
+        self.free_count += count as usize;
     }
 
     /// How many chunks are free now, after somebody wrote to `spare` or took from the end of `free`.
@@ -242,8 +294,9 @@ mod tests {
         assert!(!chunks.admits(3 * 2048 + 256, 2048 - 255));
         assert!(!chunks.admits(4 * 2048, 1));
         assert!(!chunks.admits(u64::MAX, 1));
-        assert!(!chunks.admits(256, u32::MAX));
-        assert_eq!(chunks.refused(), 4);
+        assert!(!chunks.admits(256, u64::MAX));
+        assert!(!chunks.admits(256, u64::from(u32::MAX)));
+        assert_eq!(chunks.refused(), 5);
         chunks.leave(2048 + 300);
         assert_eq!(chunks.limit(), 0);
         assert!(!chunks.admits(2048, 1));

@@ -26,6 +26,8 @@ mod chunks;
 #[cfg(all(feature = "wire", feature = "sys"))]
 mod connection;
 #[cfg(feature = "datapath")]
+mod entries;
+#[cfg(feature = "datapath")]
 mod error;
 #[cfg(feature = "datapath")]
 mod frame;

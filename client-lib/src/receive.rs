@@ -1,25 +1,32 @@
 //! A batch of received frames.
 //!
 //! This is the hot path, and its shape comes from counting instructions. A batch is a run of descriptors that lie one
-//! after another in the RX ring, walked by pointer; frames that are dropped go onto the free list by pointer; TX
-//! entries are reserved when the first frame is sent. Everything is published once, when the batch is dropped. A batch
-//! that is leaked publishes nothing: its frames are then still in the RX ring.
+//! after another in the RX ring, counted up to 0 from behind its end, so that one addition steps and compares. A frame
+//! that is dropped costs nothing: chunks of frames that nobody kept go back run by run, when the batch ends or somebody
+//! keeps one. TX entries are reserved when the first frame is sent. Everything is published once, when the batch is
+//! dropped. A batch that is leaked publishes nothing: its frames are then still in the RX ring.
+//!
+//! What is called for what is rare takes and gives single values and cannot unwind (it is `extern "C"`): a batch whose
+//! address went anywhere, be it to a drop while unwinding, could not be kept in registers.
 
 #![expect(
     unsafe_code,
     reason = "slices over received frames, and batches walked by pointer"
 )]
 
-use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::{fmt, hint, mem, ptr, slice};
+use std::{fmt, hint, slice};
 
 use crate::cast;
+use crate::entries::TxRun;
 use crate::frame::{Frame, Unsent, UnsentReason};
 use crate::ring::{Descriptor, Run};
 use crate::transmit::Transmit;
 use crate::xsk::Xsk;
+
+/// The size of an entry, as steps are counted.
+const STEP: isize = size_of::<Descriptor>().cast_signed();
 
 /// Received frames, from [`Xsk::receive`].
 ///
@@ -27,86 +34,82 @@ use crate::xsk::Xsk;
 /// a ring that names a chunk twice cannot make two slices of it. Frames that were not looked at stay in the ring.
 pub struct Received<'x> {
     xsk: &'x mut Xsk,
-    first: *const Descriptor,
-    next: *const Descriptor,
-    end: *const Descriptor,
-    /// Where the next chunk that comes free is put; there is room for all of this batch.
-    free_top: *mut u64,
+    walk: Walk,
     umem: NonNull<u8>,
     chunk_bytes: u64,
     limit: u64,
     tx: TxRun,
 }
 
-/// TX entries that are being written.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct TxRun {
-    first: *mut Descriptor,
-    pub(crate) next: *mut Descriptor,
-    pub(crate) end: *mut Descriptor,
+/// How far a batch has come.
+#[derive(Debug)]
+struct Walk {
+    /// One past the last entry of the run.
+    end: *const Descriptor,
+    /// The next frame, in bytes from `end`: 0 when the run is over.
+    next: isize,
+    /// From here to `next` are frames whose chunks go back; whoever keeps one moves it on.
+    dropped: isize,
+    /// How many there were.
+    count: u32,
+    /// 1 where the next entry was refused, which ends the batch.
+    refused: u32,
 }
 
-impl TxRun {
-    pub(crate) const NONE: Self = Self {
-        first: ptr::null_mut(),
-        next: ptr::null_mut(),
-        end: ptr::null_mut(),
-    };
-
-    pub(crate) fn new(run: Run<Descriptor>) -> Self {
-        let first = run.start.as_ptr();
+impl Walk {
+    #[inline]
+    fn new(run: &Run<Descriptor>) -> Self {
+        let first = -((run.count as usize).cast_signed() * STEP);
         Self {
-            first,
+            end: run.end(),
             next: first,
-            // A run lies in a ring, so its end is at most one past it: computed without going there.
-            end: first.wrapping_add(run.count as usize),
+            dropped: first,
+            count: run.count,
+            refused: 0,
         }
     }
 
-    /// How many were written.
+    /// The frame just read does not go back with the others, which do so now.
     #[inline]
-    pub(crate) fn written(&self) -> u32 {
-        cast::count((self.next.addr() - self.first.addr()) / size_of::<Descriptor>())
+    fn keep(&mut self, xsk: &mut Xsk) {
+        let last = self.next - STEP;
+        if self.dropped != last {
+            xsk.chunks.take_back(self.dropped_until(last));
+        }
+        self.dropped = self.next;
     }
 
-    /// How many are left to write.
-    pub(crate) fn left(&self) -> u32 {
-        cast::count((self.end.addr() - self.next.addr()) / size_of::<Descriptor>())
+    /// The entries of frames whose chunks go back.
+    #[inline]
+    fn dropped_until(&self, end: isize) -> Run<Descriptor> {
+        let start = self.end.wrapping_byte_offset(self.dropped).cast_mut();
+        Run {
+            // SAFETY: in the mapping, or at its end.
+            start: unsafe { NonNull::new_unchecked(start) },
+            count: steps(end - self.dropped),
+        }
     }
 
-    /// Writes one.
-    ///
-    /// # Safety
-    ///
-    /// `next` is not `end`, and the ring is mapped.
     #[inline]
-    pub(crate) unsafe fn write(&mut self, address: u64, length: u32) {
-        let descriptor = Descriptor {
-            address,
-            length,
-            options: 0,
-        };
-        // SAFETY: an entry of the run, aligned, reserved for us: the kernel reads it only after it was published.
-        unsafe { self.next.write(descriptor) };
-        self.next = self.next.wrapping_add(1);
+    fn left(&self) -> u32 {
+        steps(-self.next)
     }
 }
 
+/// How many entries there are in so many bytes.
+#[inline]
+fn steps(bytes: isize) -> u32 {
+    cast::count(bytes.cast_unsigned() / size_of::<Descriptor>())
+}
+
 impl<'x> Received<'x> {
-    /// `run` was reserved in the RX ring; the free list of `xsk` has room for as many.
+    /// `run` was peeked in the RX ring; the free list of `xsk` has room for as many.
+    #[inline]
     pub(crate) fn new(xsk: &'x mut Xsk, run: Run<Descriptor>) -> Self {
-        let first = run.start.as_ptr().cast_const();
         let umem = xsk.chunks.umem();
         let (memory, chunk_bytes) = (umem.memory().start(), u64::from(umem.chunk_bytes()));
-        debug_assert!(
-            xsk.chunks.spare().len() >= run.count as usize,
-            "no room to recycle"
-        );
         Self {
-            first,
-            next: first,
-            end: first.wrapping_add(run.count as usize),
-            free_top: xsk.chunks.spare().as_mut_ptr(),
+            walk: Walk::new(&run),
             umem: memory,
             chunk_bytes,
             limit: xsk.chunks.limit(),
@@ -117,56 +120,79 @@ impl<'x> Received<'x> {
 
     /// How many frames are left to look at.
     pub fn len(&self) -> usize {
-        (self.end.addr() - self.next.addr()) / size_of::<Descriptor>()
+        self.walk.left() as usize
     }
 
     /// Whether none is left.
     pub fn is_empty(&self) -> bool {
-        self.next == self.end
+        self.walk.left() == 0
     }
 
     /// The next frame. Dropping it recycles it.
+    ///
+    /// `None` at the batch's end, and after an entry that names memory that it may not name: what comes behind that one
+    /// is for the next batch.
     #[inline]
     pub fn next_frame(&mut self) -> Option<RxFrame<'_, 'x>> {
-        while self.next != self.end {
-            let entry = self.next;
-            self.next = entry.wrapping_add(1);
-            let length = entry
-                .wrapping_byte_add(offset_of!(Descriptor, length))
-                .cast::<u32>();
-            let address = entry
-                .wrapping_byte_add(offset_of!(Descriptor, address))
-                .cast::<u64>();
-            // SAFETY: between `first` and `end` are entries of the mapped RX ring that were peeked; any bits are an
-            // address, and it is read once.
-            let address = unsafe { address.read_volatile() };
-            // SAFETY: as above.
-            let length = unsafe { length.read_volatile() };
-            // The first byte and the one behind the last agree above the bits of a chunk, so the frame is in one chunk.
-            // One that ends with its chunk fails here and is admitted below: rare, and it saves an instruction.
-            let in_one_chunk = (address ^ address.wrapping_add(u64::from(length))) < self.chunk_bytes;
-            if !(in_one_chunk && address < self.limit) {
-                hint::cold_path();
-                if !self.xsk.chunks.admits(address, length) {
-                    continue;
-                }
-            }
-            return Some(RxFrame {
-                batch: self,
-                address,
-                length,
-            });
+        if self.walk.next == 0 {
+            return None;
         }
-        None
+        let entry = self.walk.end.wrapping_byte_offset(self.walk.next);
+        // SAFETY: before `end`, an entry of the mapped RX ring that was peeked.
+        let address = unsafe { Descriptor::read_address(entry) };
+        // SAFETY: as above.
+        let length = unsafe { Descriptor::read_length(entry) };
+        // The first byte and the one behind the last agree above the bits of a chunk, so the frame is in one chunk. One
+        // that ends with its chunk fails here and is admitted below: rare, and it saves an instruction.
+        let crossing = address ^ address.wrapping_add(u64::from(length));
+        #[expect(
+            clippy::if_same_then_else,
+            reason = "as one condition it would be computed in full before it is tested"
+        )]
+        if crossing >= self.chunk_bytes {
+            hint::cold_path();
+            if !self.admits(address, crossing) {
+                self.walk.refused = 1;
+                return None;
+            }
+        } else if address >= self.limit {
+            hint::cold_path();
+            if !self.admits(address, crossing) {
+                self.walk.refused = 1;
+                return None;
+            }
+        }
+        self.walk.next += STEP;
+        Some(RxFrame {
+            batch: self,
+            address,
+            length,
+        })
+    }
+
+    /// It takes what the caller has at hand: the address, and how it differs from that of the byte behind the last.
+    #[inline]
+    fn admits(&mut self, address: u64, crossing: u64) -> bool {
+        let length = (address ^ crossing).wrapping_sub(address);
+        self.xsk.chunks.admits(address, length)
+    }
+
+    /// The chunk of the frame just read goes elsewhere.
+    #[inline]
+    fn give_away(&mut self, address: u64) {
+        self.xsk.chunks.leave(address);
+        self.limit = 0;
+        self.walk.keep(self.xsk);
     }
 }
 
 impl Drop for Received<'_> {
     #[inline]
     fn drop(&mut self) {
-        let looked_at = (self.next.addr() - self.first.addr()) / size_of::<Descriptor>();
-        self.xsk
-            .finish_receive(cast::count(looked_at), self.free_top, self.tx.written());
+        // At most all: an entry that was refused may be another one by now, where somebody else writes to the ring.
+        let looked_at = (self.walk.count - self.walk.left() + self.walk.refused).min(self.walk.count);
+        let dropped = self.walk.dropped_until(self.walk.next);
+        self.xsk.finish_receive(looked_at, dropped, self.tx.written());
     }
 }
 
@@ -217,8 +243,8 @@ impl RxFrame<'_, '_> {
     #[inline]
     pub fn send(self) -> Result<(), Unsent<Self>> {
         if self.batch.tx.next == self.batch.tx.end {
-            let wanted = cast::count(self.batch.len()) + 1;
-            self.batch.tx = self.batch.xsk.more_tx(self.batch.tx, wanted);
+            let wanted = self.batch.walk.left() + 1;
+            self.batch.tx = self.batch.xsk.more_tx(self.batch.tx.written(), wanted);
             if self.batch.tx.next == self.batch.tx.end {
                 let reason = match self.batch.xsk.sends() {
                     true => UnsentReason::RingFull,
@@ -230,7 +256,7 @@ impl RxFrame<'_, '_> {
         // SAFETY: `next` is not `end`, just checked; the socket, and so the ring, is borrowed by the batch.
         unsafe { self.batch.tx.write(self.address, self.length) };
         // The chunk is the kernel's now.
-        mem::forget(self);
+        self.batch.walk.keep(self.batch.xsk);
         Ok(())
     }
 
@@ -247,21 +273,14 @@ impl RxFrame<'_, '_> {
         if let Err(reason) = to.take_in(pool, self.address, self.length) {
             return Err(Unsent { frame: self, reason });
         }
-        self.batch.xsk.chunks.leave(self.address);
-        self.batch.limit = 0;
-        // The chunk is the kernel's now.
-        mem::forget(self);
+        self.batch.give_away(self.address);
         Ok(())
     }
 
     /// Makes it an owned frame, which may outlive the batch.
     pub fn into_owned(self) -> Frame {
-        self.batch.xsk.chunks.leave(self.address);
-        self.batch.limit = 0;
-        let pool = self.batch.xsk.chunks.pool().clone();
-        let frame = Frame::new(pool, self.address, self.length);
-        mem::forget(self);
-        frame
+        self.batch.give_away(self.address);
+        Frame::new(self.batch.xsk.chunks.pool().clone(), self.address, self.length)
     }
 
     #[inline]
@@ -288,15 +307,6 @@ impl DerefMut for RxFrame<'_, '_> {
         // no owned frame's and no other socket's, and it lends one frame at a time: no other slice of ours covers it. A memfd's bytes are initialised.
         // The kernel has put the frame into the RX ring and does not write to it again until it is recycled.
         unsafe { slice::from_raw_parts_mut(self.start(), self.length as usize) }
-    }
-}
-
-impl Drop for RxFrame<'_, '_> {
-    #[inline]
-    fn drop(&mut self) {
-        // SAFETY: the free list has room for every frame of the batch (`Xsk::receive`), and each is put there once.
-        unsafe { self.batch.free_top.write(self.address) };
-        self.batch.free_top = self.batch.free_top.wrapping_add(1);
     }
 }
 

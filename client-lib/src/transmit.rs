@@ -1,7 +1,10 @@
 //! A batch of frames made here.
 //!
-//! Like a received batch, it walks by pointer: free chunks off the free list, entries of the TX ring one after
-//! another. It publishes once, when it is dropped; leaked, it publishes nothing, and its chunks are still free.
+//! Free chunks and TX entries are used up in step, as long as every frame is sent: a _window_ of as many of both, from
+//! the top of the free list and from the free run of the TX ring, in which one offset counts up to 0 for both. A frame
+//! that is dropped just does not step. Whatever takes only a chunk or only an entry is rare, and closes or shrinks the
+//! window. Everything is published once, when the batch is dropped; leaked, it publishes nothing, and its chunks are
+//! still free.
 
 #![expect(
     unsafe_code,
@@ -11,29 +14,164 @@
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::{fmt, hint, mem, slice};
+use std::{fmt, hint, slice};
 
 use crate::cast;
+use crate::entries::write_entry;
 use crate::frame::{Frame, Unsent, UnsentReason};
 use crate::pool::Pool;
-use crate::receive::TxRun;
 use crate::ring::{Descriptor, Run};
+use crate::umem::SMALLEST_CHUNK;
 use crate::xsk::Xsk;
+
+/// The size of a free list's entry, as steps are counted.
+const STEP: isize = size_of::<u64>().cast_signed();
+/// A TX entry is so much larger.
+const RATIO: isize = size_of::<Descriptor>().cast_signed() / STEP;
 
 /// Empty frames to fill and send, from [`Xsk::transmit`].
 pub struct Transmit<'x> {
     xsk: &'x mut Xsk,
-    free_bottom: *mut u64,
-    free_top: *mut u64,
+    window: Window,
     umem: NonNull<u8>,
     chunk_bytes: u64,
     limit: u64,
-    /// TX entries to write, no more than there are free chunks: so one comparison tells that there is a frame to give.
-    tx: TxRun,
-    /// Entries behind `tx.end` that are ours too, but had no free chunk.
+}
+
+/// The window, and the entries that are ours and not in it.
+#[derive(Debug)]
+struct Window {
+    /// One past its last chunk, which is the top of the free list.
+    free_end: *mut u64,
+    /// One past its last TX entry.
+    tx_end: *mut Descriptor,
+    /// The next chunk, in bytes from `free_end`: 0 when it is used up, or closed.
+    next: isize,
+    /// How many chunks and entries it had.
+    count: u32,
+    /// How many entries are ours beyond `tx_end`.
     beyond: u32,
-    /// How many more entries the caller may want than these.
+    /// How many more the caller may want than these.
     wanted: u32,
+    /// The first entry that was not counted as written.
+    tx_first: *mut Descriptor,
+}
+
+impl Window {
+    /// Has something rare done to a copy, by single fields: so the compiler keeps the original in registers.
+    #[inline]
+    fn with_copy(&mut self, xsk: &mut Xsk, change: impl FnOnce(&mut Self, &mut Xsk)) {
+        let mut copy = Self {
+            free_end: self.free_end,
+            tx_end: self.tx_end,
+            next: self.next,
+            count: self.count,
+            beyond: self.beyond,
+            wanted: self.wanted,
+            tx_first: self.tx_first,
+        };
+        change(&mut copy, xsk);
+        self.free_end = copy.free_end;
+        self.tx_end = copy.tx_end;
+        self.next = copy.next;
+        self.count = copy.count;
+        self.beyond = copy.beyond;
+        self.wanted = copy.wanted;
+        self.tx_first = copy.tx_first;
+    }
+
+    /// Opens it on as many chunks and entries as there are of both.
+    #[inline]
+    fn open(&mut self, xsk: &mut Xsk) {
+        self.count = self.beyond.min(cast::count(xsk.chunks.free().len()));
+        self.beyond -= self.count;
+        let bytes = (self.count as usize).cast_signed() * STEP;
+        self.free_end = xsk.chunks.top();
+        self.tx_end = self.tx_end.wrapping_byte_offset(bytes * RATIO);
+        self.next = -bytes;
+    }
+
+    /// Takes what was used off the free list. The entries that were not used are beyond.
+    #[inline]
+    fn close(&mut self, xsk: &mut Xsk) {
+        let left = self.left();
+        self.tx_end = self.entry();
+        self.beyond += left;
+        xsk.chunks.take_from_top(self.count, left);
+        self.count = 0;
+        self.next = 0;
+    }
+
+    /// A new one, if there are chunks and entries after all.
+    #[inline(never)]
+    extern "C" fn reopen(&mut self, xsk: &mut Xsk) {
+        self.close(xsk);
+        if self.beyond == 0 {
+            self.more_entries(xsk);
+        }
+        self.open(xsk);
+    }
+
+    /// The next chunk is not to be had, or not free any more: the last of the window stands in for it.
+    #[inline(never)]
+    extern "C" fn remove_chunk(&mut self, xsk: &mut Xsk) {
+        let place = self.free_end.wrapping_byte_offset(self.next);
+        self.free_end = self.free_end.wrapping_sub(1);
+        // SAFETY: the window has an entry, and this is its last one.
+        let last = unsafe { self.free_end.read() };
+        // SAFETY: the window's next entry, or its last.
+        unsafe { place.write(last) };
+        xsk.chunks.drop_top();
+        self.count -= 1;
+        self.beyond += 1;
+        self.tx_end = self.tx_end.wrapping_sub(1);
+        self.next += STEP;
+    }
+
+    /// More entries, where all were written and no window is open: the run before ended with the ring, perhaps.
+    #[inline(never)]
+    extern "C" fn more_entries(&mut self, xsk: &mut Xsk) {
+        let run = xsk.more_tx(self.written(), self.wanted);
+        self.tx_first = run.next;
+        self.tx_end = run.next;
+        self.beyond = run.left();
+        self.wanted -= self.beyond;
+    }
+
+    /// Writes an entry that has no chunk of the window's.
+    fn write_beyond(&mut self, xsk: &mut Xsk, address: u64, length: u32) -> Result<(), UnsentReason> {
+        if self.count > 0 {
+            self.close(xsk);
+        }
+        if self.beyond == 0 {
+            self.more_entries(xsk);
+        }
+        if self.beyond == 0 {
+            return Err(UnsentReason::RingFull);
+        }
+        // SAFETY: there is one more, and no window is open, so that it comes next.
+        unsafe { write_entry(self.tx_end, address, length) };
+        self.tx_end = self.tx_end.wrapping_add(1);
+        self.beyond -= 1;
+        Ok(())
+    }
+
+    /// The next TX entry.
+    #[inline]
+    fn entry(&self) -> *mut Descriptor {
+        self.tx_end.wrapping_byte_offset(self.next * RATIO)
+    }
+
+    /// How many chunks are left.
+    #[inline]
+    fn left(&self) -> u32 {
+        cast::count((-self.next).cast_unsigned() / size_of::<u64>())
+    }
+
+    #[inline]
+    fn written(&self) -> u32 {
+        cast::count((self.entry().addr() - self.tx_first.addr()) / size_of::<Descriptor>())
+    }
 }
 
 impl<'x> Transmit<'x> {
@@ -42,21 +180,21 @@ impl<'x> Transmit<'x> {
     pub(crate) fn new(xsk: &'x mut Xsk, run: Run<Descriptor>, max: u32) -> Self {
         let umem = xsk.chunks.umem();
         let (memory, chunk_bytes) = (umem.memory().start(), u64::from(umem.chunk_bytes()));
-        let free_count = xsk.chunks.free().len();
-        let free_bottom = xsk.chunks.stack().as_mut_ptr();
-        let usable = run.count.min(cast::count(free_count));
+        let mut window = Window {
+            free_end: xsk.chunks.top(),
+            tx_end: run.start.as_ptr(),
+            tx_first: run.start.as_ptr(),
+            next: 0,
+            count: 0,
+            beyond: run.count,
+            wanted: max - run.count,
+        };
+        window.open(xsk);
         Self {
-            free_bottom,
-            free_top: free_bottom.wrapping_add(free_count),
+            window,
             umem: memory,
             chunk_bytes,
             limit: xsk.chunks.limit(),
-            tx: TxRun::new(Run {
-                start: run.start,
-                count: usable,
-            }),
-            beyond: run.count - usable,
-            wanted: max - run.count,
             xsk,
         }
     }
@@ -66,19 +204,27 @@ impl<'x> Transmit<'x> {
     #[inline]
     pub fn next_frame(&mut self) -> Option<TxFrame<'_, 'x>> {
         loop {
-            if self.tx.next == self.tx.end {
+            if self.window.next == 0 {
                 hint::cold_path();
-                if !self.continue_run() {
+                if self.window.beyond == 0 && self.window.wanted == 0 {
+                    return None;
+                }
+                self.window.with_copy(self.xsk, |window, xsk| {
+                    window.reopen(xsk);
+                });
+                if self.window.next == 0 {
                     return None;
                 }
             }
-            self.free_top = self.free_top.wrapping_sub(1);
-            // SAFETY: the free list has an entry for each TX entry that is left (see `tx`).
-            let address = unsafe { self.free_top.read() } & !(self.chunk_bytes - 1);
+            let free = self.window.free_end.wrapping_byte_offset(self.window.next);
+            // SAFETY: in the window, so an entry of the free list, which the socket keeps.
+            let address = unsafe { free.read() } & !(self.chunk_bytes - 1);
             if address >= self.limit {
                 hint::cold_path();
                 if !self.xsk.chunks.admits(address, 1) {
-                    self.keep_entry();
+                    self.window.with_copy(self.xsk, |window, xsk| {
+                        window.remove_chunk(xsk);
+                    });
                     continue;
                 }
             }
@@ -113,51 +259,13 @@ impl<'x> Transmit<'x> {
         if !Arc::ptr_eq(pool, self.xsk.chunks.pool()) {
             return Err(UnsentReason::ForeignUmem);
         }
-        if self.beyond == 0 && self.tx.next == self.tx.end && !self.more_entries() {
-            return Err(UnsentReason::RingFull);
-        }
-        // It needs an entry and no free chunk: so those that are left may have one of the others.
-        if self.beyond > 0 {
-            self.beyond -= 1;
-            self.tx.end = self.tx.end.wrapping_add(1);
-        }
-        // SAFETY: `next` is not `end` now; the socket, and so the ring, is borrowed by the batch.
-        unsafe { self.tx.write(address, length) };
+        let mut written = Ok(());
+        self.window.with_copy(self.xsk, |window, xsk| {
+            written = window.write_beyond(xsk, address, length);
+        });
+        written?;
         self.xsk.chunks.enter(address);
         Ok(())
-    }
-
-    /// Whether there are entries again that have free chunks.
-    #[cold]
-    fn continue_run(&mut self) -> bool {
-        if self.beyond == 0 && !self.more_entries() {
-            return false;
-        }
-        let usable = self.beyond.min(self.free_count());
-        self.beyond -= usable;
-        self.tx.end = self.tx.end.wrapping_add(usable as usize);
-        usable > 0
-    }
-
-    /// More entries, where all were written: the run before ended with the ring, perhaps. They are `beyond` at first.
-    #[cold]
-    fn more_entries(&mut self) -> bool {
-        let run = self.xsk.more_tx(self.tx, self.wanted);
-        self.beyond = run.left();
-        self.tx = run;
-        self.tx.end = run.next;
-        self.wanted -= self.beyond;
-        self.beyond > 0
-    }
-
-    /// An entry is left without its chunk.
-    fn keep_entry(&mut self) {
-        self.tx.end = self.tx.end.wrapping_sub(1);
-        self.beyond += 1;
-    }
-
-    fn free_count(&self) -> u32 {
-        cast::count((self.free_top.addr() - self.free_bottom.addr()) / size_of::<u64>())
     }
 }
 
@@ -165,14 +273,16 @@ impl Drop for Transmit<'_> {
     #[inline]
     fn drop(&mut self) {
         self.xsk
-            .finish_transmit(self.free_count() as usize, self.tx.written());
+            .chunks
+            .take_from_top(self.window.count, self.window.left());
+        self.xsk.finish_send(self.window.written());
     }
 }
 
 impl fmt::Debug for Transmit<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Transmit")
-            .field("written", &self.tx.written())
+            .field("written", &self.window.written())
             .finish_non_exhaustive()
     }
 }
@@ -191,17 +301,19 @@ impl TxFrame<'_, '_> {
     /// Gives it back where it has fewer bytes.
     #[inline]
     pub fn send(self, length: usize) -> Result<(), Unsent<Self>> {
-        if length > self.len() {
+        // No chunk is smaller, so that a constant length is checked by the compiler.
+        if length > SMALLEST_CHUNK && length > self.len() {
             return Err(Unsent {
                 frame: self,
                 reason: UnsentReason::TooLong,
             });
         }
-        // SAFETY: `next_frame` found that `next` is not `end`, and this frame has borrowed the batch since; the
-        // socket, and so the ring, is borrowed by the batch.
-        unsafe { self.batch.tx.write(self.address, cast::count(length)) };
+        let entry = self.batch.window.entry();
+        // SAFETY: the entry that goes with this frame's chunk: `next_frame` found the window open, and this frame has
+        // borrowed the batch since. The socket, and so the ring, is borrowed by the batch.
+        unsafe { write_entry(entry, self.address, cast::count(length)) };
         // The chunk is the kernel's now.
-        mem::forget(self);
+        self.batch.window.next += STEP;
         Ok(())
     }
 
@@ -209,12 +321,12 @@ impl TxFrame<'_, '_> {
     pub fn into_owned(self) -> Frame {
         self.batch.xsk.chunks.leave(self.address);
         self.batch.limit = 0;
-        self.batch.keep_entry();
-        let pool = self.batch.xsk.chunks.pool().clone();
+        let batch = &mut *self.batch;
+        batch.window.with_copy(batch.xsk, |window, xsk| {
+            window.remove_chunk(xsk);
+        });
         let length = cast::count(cast::offset(self.batch.chunk_bytes));
-        let frame = Frame::new(pool, self.address, length);
-        mem::forget(self);
-        frame
+        Frame::new(self.batch.xsk.chunks.pool().clone(), self.address, length)
     }
 
     #[inline]
@@ -241,15 +353,6 @@ impl DerefMut for TxFrame<'_, '_> {
         // other socket's, and it lends one frame at a time: no other slice of ours covers it. A memfd's bytes are initialised. The kernel has given the
         // chunk back, by the completion or the RX ring, or never had it.
         unsafe { slice::from_raw_parts_mut(self.start(), cast::offset(self.batch.chunk_bytes)) }
-    }
-}
-
-impl Drop for TxFrame<'_, '_> {
-    #[inline]
-    fn drop(&mut self) {
-        // SAFETY: the place that `next_frame` took it from.
-        unsafe { self.batch.free_top.write(self.address) };
-        self.batch.free_top = self.batch.free_top.wrapping_add(1);
     }
 }
 

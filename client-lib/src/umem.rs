@@ -13,6 +13,9 @@ use rustix::io::Errno;
 use crate::error::Error;
 use crate::sys::{Mapping, Prefault};
 
+/// The smallest chunk that the kernel takes, in bytes (`XDP_UMEM_MIN_CHUNK_SIZE`, include/net/xdp_sock.h).
+pub(crate) const SMALLEST_CHUNK: usize = 2048;
+
 /// How a [`Umem`] is to be.
 #[derive(Debug, Clone)]
 #[must_use]

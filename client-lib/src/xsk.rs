@@ -133,12 +133,12 @@ impl Xsk {
     /// Whatever an earlier batch ran into while it was dropped; [`Error::Corrupt`]; [`Error::NoRing`] where the socket
     /// was granted for sending only. That the device is gone shows when
     /// something is sent, and in [`Self::wait`]: a loop that only receives calls that now and then, with a timeout of zero.
-    #[inline]
+    #[inline(always)]
     pub fn receive(&mut self, max: u32) -> Result<Received<'_>, Error> {
         self.upkeep()?;
         // Every frame of the batch must find room on the free list. Since chunks only go round, it has; a peer that
         // invents descriptors is held back by this.
-        let room = u32::try_from(self.chunks.spare().len()).unwrap_or(u32::MAX);
+        let room = self.chunks.room();
         let Some(rx) = &mut self.rings.rx else {
             return Err(self.socket.lacks(Ring::Rx));
         };
@@ -164,7 +164,7 @@ impl Xsk {
     /// # Errors
     ///
     /// As [`Self::receive`]; [`Error::NoRing`] where the socket was granted for receiving only.
-    #[inline]
+    #[inline(always)]
     pub fn transmit(&mut self, max: u32) -> Result<Transmit<'_>, Error> {
         let run = self.free_run(max)?;
         Ok(Transmit::new(self, run, max))

@@ -5,13 +5,14 @@
     reason = "what is released may be overwritten, so mapping such a ring is unsafe"
 )]
 
-use std::io;
-use std::ops::RangeInclusive;
 use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::{hint, io};
 
 use super::cursor::{Consumer, CorruptRing};
-use super::map::{Entry, MappedIndex, RingMap, Run};
-use super::{CompletionRing, Descriptor, RxRing};
+use super::map::{Entry, MappedIndex, RingMap};
+use super::{CompletionRing, Descriptor, Reserved, Run, RxRing, Wanted, transfer};
+use crate::cast;
 use crate::sys::{MmapOffsets, Ring};
 
 /// The consuming half of a ring; see [`CompletionRing`] and [`RxRing`].
@@ -58,17 +59,37 @@ impl<D: Entry> ConsumerRing<D> {
         Ok(Self { cursor, map })
     }
 
-    /// Looks at entries: as many as the range's end where they are there, none where there are fewer than its start.
+    /// Looks at entries: `n` or none, or with `min..=n` as many of `n` as there are, and none below `min`.
+    ///
+    /// ```no_run
+    /// # fn run(rx: &mut xsk_client::ring::RxRing) -> Result<(), xsk_client::ring::CorruptRing> {
+    /// if let Some(mut received) = rx.peek(1..=64)? {
+    ///     for frame in &mut received {
+    ///         println!("{} bytes at {}", frame.length, frame.address);
+    ///     }
+    ///     // One store gives back the entries that were read; without it they stay in the ring.
+    ///     received.release();
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
     /// The ring is corrupt.
-    pub fn peek(&mut self, wanted: RangeInclusive<u32>) -> Result<Option<Peeked<'_, D>>, CorruptRing> {
-        let count = self.cursor.peek(wanted)?;
-        Ok((count > 0).then_some(Peeked {
-            ring: self,
+    #[inline]
+    pub fn peek(&mut self, wanted: impl Wanted) -> Result<Option<Peeked<'_, D>>, CorruptRing> {
+        let count = self.cursor.peek(wanted.bounds())?;
+        if count == 0 {
+            return Ok(None);
+        }
+        let run = self.map.run(self.cursor.index(), count);
+        Ok(Some(Peeked {
             count,
-            read: 0,
+            next: run.start.as_ptr(),
+            end: run.end(),
+            beyond: count - run.count,
+            ring: self,
         }))
     }
 
@@ -113,7 +134,11 @@ impl<D: Entry> ConsumerRing<D> {
 pub struct Peeked<'a, D: Entry> {
     ring: &'a mut ConsumerRing<D>,
     count: u32,
-    read: u32,
+    /// The next entry to read, and the end of those that lie one after another.
+    next: *const D,
+    end: *const D,
+    /// How many there are beyond the ring's end, from its start on.
+    beyond: u32,
 }
 
 impl<D: Entry> Iterator for Peeked<'_, D> {
@@ -121,16 +146,21 @@ impl<D: Entry> Iterator for Peeked<'_, D> {
 
     #[inline]
     fn next(&mut self) -> Option<D> {
-        if self.read == self.count {
-            return None;
+        if self.next == self.end {
+            hint::cold_path();
+            if !self.go_on() {
+                return None;
+            }
         }
-        let index = self.ring.cursor.index().wrapping_add(self.read);
-        self.read += 1;
-        Some(self.ring.map.read(index))
+        // SAFETY: before `end`, so an entry in the mapping, which the kernel has given.
+        let entry = unsafe { D::read(self.next) };
+        self.next = self.next.wrapping_add(1);
+        Some(entry)
     }
 
+    #[inline]
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = (self.count - self.read) as usize;
+        let left = self.remaining() as usize;
         (left, Some(left))
     }
 }
@@ -138,10 +168,87 @@ impl<D: Entry> Iterator for Peeked<'_, D> {
 impl<D: Entry> ExactSizeIterator for Peeked<'_, D> {}
 
 impl<D: Entry> Peeked<'_, D> {
+    /// How many entries are left to read.
+    #[inline]
+    pub fn remaining(&self) -> u32 {
+        self.run_count() + self.beyond
+    }
+
+    /// Reads entries and writes what `change` makes of each to another ring, as many as are here and fit there, and says
+    /// how many. The quickest way from ring to ring: it looks at the ends of both once, not for each entry.
+    ///
+    /// ```no_run
+    /// # use xsk_client::ring::{CorruptRing, FillRing, RxRing};
+    /// /// Receives, and gives each chunk back to be received into.
+    /// fn drop_all(rx: &mut RxRing, fill: &mut FillRing) -> Result<(), CorruptRing> {
+    ///     let Some(mut received) = rx.peek(1..=64)? else { return Ok(()) };
+    ///     // Not as many may be free as were received, for about a microsecond: then some wait for the next turn.
+    ///     let Some(mut free) = fill.reserve(1..=received.remaining())? else { return Ok(()) };
+    ///     received.transfer(&mut free, |frame| frame.address);
+    ///     received.release();
+    ///     free.commit();
+    ///     Ok(())
+    /// }
+    /// ```
+    #[inline]
+    pub fn transfer<T: Entry>(&mut self, to: &mut Reserved<'_, T>, mut change: impl FnMut(D) -> T) -> u32 {
+        let mut total = 0;
+        loop {
+            let (source, target) = (self.run(), to.run());
+            // SAFETY: both rings are borrowed and so mapped; `to` has reserved the entries of `target`, which are
+            // another ring's.
+            let count = unsafe { transfer(source, target, &mut change) };
+            if count == 0 {
+                return total;
+            }
+            self.next = self.next.wrapping_add(count as usize);
+            to.advance(count);
+            total += count;
+        }
+    }
+
     /// Lets the kernel use the entries again that were read, and says how many that is.
     #[inline]
     pub fn release(self) -> u32 {
-        self.ring.cursor.release(self.read);
-        self.read
+        let read = self.count - self.remaining();
+        self.ring.cursor.release(read);
+        read
+    }
+
+    /// Lets the kernel use all of them again, read or not, and says how many that is.
+    #[inline]
+    pub fn release_all(self) -> u32 {
+        self.ring.cursor.release(self.count);
+        self.count
+    }
+
+    /// The entries to read next, as far as they lie one after another. 0 where all are read.
+    #[inline]
+    fn run(&mut self) -> Run<D> {
+        if self.next == self.end {
+            self.go_on();
+        }
+        Run {
+            // SAFETY: in the mapping, or at its end.
+            start: unsafe { NonNull::new_unchecked(self.next.cast_mut()) },
+            count: self.run_count(),
+        }
+    }
+
+    #[inline]
+    fn run_count(&self) -> u32 {
+        cast::count((self.end.addr() - self.next.addr()) / size_of::<D>())
+    }
+
+    /// From the ring's end to its start, if there is more.
+    #[cold]
+    fn go_on(&mut self) -> bool {
+        let run = self.ring.map.first_run(self.beyond);
+        self.beyond = 0;
+        if run.count > 0 {
+            self.next = run.start.as_ptr();
+            self.end = run.end();
+        }
+        run.count > 0
     }
 }

@@ -16,6 +16,7 @@ use rustix::net::xdp::XdpRingFlags;
 
 use super::Descriptor;
 use super::cursor::SharedIndex;
+use super::run::{Readable, Run};
 use crate::sys::{self, Mapping, MmapOffsets, Prefault, Ring};
 
 mod sealed {
@@ -25,19 +26,10 @@ mod sealed {
 }
 
 /// What a ring holds: addresses or descriptors.
-pub trait Entry: Copy + sealed::Sealed {}
+pub trait Entry: Copy + Readable + sealed::Sealed {}
 
 impl Entry for u64 {}
 impl Entry for Descriptor {}
-
-/// Entries that lie one after another, up to the ring's end at most.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Run<D> {
-    /// The first.
-    pub(crate) start: NonNull<D>,
-    /// How many.
-    pub(crate) count: u32,
-}
 
 /// One of the two indexes. Lives as long as the mapping of the [`RingMap`] that made it, which is moved and dropped
 /// together with it.
@@ -118,23 +110,6 @@ impl<D: Entry> RingMap<D> {
         self.mask + 1
     }
 
-    /// Reads an entry, once. The caller's cursor says that the kernel has given it.
-    #[inline]
-    pub(super) fn read(&self, index: u32) -> D {
-        let entry = self.entry(index);
-        // SAFETY: `entry` is inside the mapping and aligned. An entry is plain integers, so that every content is a
-        // valid value, even one that somebody changes while it is read.
-        unsafe { entry.read_volatile() }
-    }
-
-    /// Writes an entry. The caller's cursor says that the kernel does not read it yet, not before it is published.
-    #[inline]
-    pub(super) fn write(&mut self, index: u32, value: D) {
-        let entry = self.entry(index);
-        // SAFETY: `entry` is inside the mapping and aligned, and `&mut self` keeps other writers of ours away.
-        unsafe { entry.write(value) };
-    }
-
     /// Writes entries from `index` on, around the end if need be. No more than the ring has.
     #[inline]
     pub(super) fn write_all(&mut self, index: u32, values: &[D]) {
@@ -181,6 +156,15 @@ impl<D: Entry> RingMap<D> {
         Run {
             start: self.entry(index),
             count: count.min(self.size() - (index & self.mask)),
+        }
+    }
+
+    /// The entries from the ring's start on: where a run goes on that has reached the end.
+    #[inline]
+    pub(super) fn first_run(&self, count: u32) -> Run<D> {
+        Run {
+            start: self.entries,
+            count: count.min(self.size()),
         }
     }
 

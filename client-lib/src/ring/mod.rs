@@ -8,18 +8,21 @@
 //! Whatever the other side writes into the shared indexes, nothing outside of a ring is ever touched; an index that
 //! cannot be right is [`CorruptRing`].
 
+use std::ops::{RangeInclusive, RangeToInclusive};
+
 pub mod cursor;
 
 mod consumer;
 mod map;
 mod producer;
+mod run;
 
 pub use consumer::{ConsumerRing, Peeked};
 pub use cursor::CorruptRing;
 pub use map::Entry;
 pub use producer::{ProducerRing, Reserved};
 
-pub(crate) use map::Run;
+pub(crate) use run::{Run, transfer};
 
 /// Chunks for the kernel to receive into: addresses in the umem.
 pub type FillRing = ProducerRing<u64>;
@@ -40,4 +43,32 @@ pub struct Descriptor {
     pub length: u32,
     /// `XDP_PKT_CONTD` and the like; 0 for a frame of one chunk.
     pub options: u32,
+}
+
+/// How many entries a batch is to have: `64`, all of them or none; `16..=64`, at least and at most; `..=64`, at least
+/// one.
+pub trait Wanted {
+    /// At least and at most.
+    fn bounds(self) -> RangeInclusive<u32>;
+}
+
+impl Wanted for u32 {
+    #[inline]
+    fn bounds(self) -> RangeInclusive<u32> {
+        self..=self
+    }
+}
+
+impl Wanted for RangeInclusive<u32> {
+    #[inline]
+    fn bounds(self) -> RangeInclusive<u32> {
+        self
+    }
+}
+
+impl Wanted for RangeToInclusive<u32> {
+    #[inline]
+    fn bounds(self) -> RangeInclusive<u32> {
+        1..=self.end
+    }
 }

@@ -5,13 +5,14 @@
     reason = "what is written names memory, so mapping such a ring is unsafe"
 )]
 
-use std::io;
-use std::ops::RangeInclusive;
 use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::{hint, io};
 
 use super::cursor::{CorruptRing, Producer};
-use super::map::{Entry, MappedIndex, RingMap, Run};
-use super::{Descriptor, FillRing, TxRing};
+use super::map::{Entry, MappedIndex, RingMap};
+use super::{Descriptor, FillRing, Run, TxRing, Wanted};
+use crate::cast;
 use crate::sys::{MmapOffsets, Ring};
 
 /// The producing half of a ring; see [`FillRing`] and [`TxRing`].
@@ -54,6 +55,25 @@ impl TxRing {
     }
 }
 
+impl FillRing {
+    /// Writes and publishes the addresses of as many of `frames` as there is room for, from the front, and says how many.
+    #[inline]
+    pub(crate) fn produce_addresses(&mut self, frames: &Run<Descriptor>) -> Result<u32, CorruptRing> {
+        let count = self.cursor.reserve(0..=frames.count)?;
+        let run = self.map.run(self.cursor.index(), count);
+        // SAFETY: reserved entries of this ring, borrowed for writing; `frames` are of an RX ring.
+        unsafe { frames.copy_addresses(&run) };
+        if run.count < count {
+            let rest = self.map.first_run(count - run.count);
+            // SAFETY: as above.
+            unsafe { frames.skip(run.count).copy_addresses(&rest) };
+        }
+        self.cursor.advance(count);
+        self.cursor.publish();
+        Ok(count)
+    }
+}
+
 impl<D: Entry> ProducerRing<D> {
     fn new(map: RingMap<D>) -> io::Result<Self> {
         let (producer, consumer) = map.indexes();
@@ -61,17 +81,38 @@ impl<D: Entry> ProducerRing<D> {
         Ok(Self { cursor, map })
     }
 
-    /// Reserves entries: as many as the range's end where there is room, none where there is less than its start.
+    /// Reserves entries: `n` or none, or with `min..=n` as many of `n` as there is room for, and none below `min`.
+    ///
+    /// ```no_run
+    /// # fn run(tx: &mut xsk_client::ring::TxRing) -> Result<(), xsk_client::ring::CorruptRing> {
+    /// use xsk_client::ring::Descriptor;
+    ///
+    /// if let Some(mut free) = tx.reserve(1..=64)? {
+    ///     let frames = (0..).map(|chunk| Descriptor { address: chunk * 2048, length: 60, options: 0 });
+    ///     free.write_from(frames);
+    ///     // One store publishes them all; without it nothing is sent.
+    ///     free.commit();
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
     /// The ring is corrupt.
-    pub fn reserve(&mut self, wanted: RangeInclusive<u32>) -> Result<Option<Reserved<'_, D>>, CorruptRing> {
-        let count = self.cursor.reserve(wanted)?;
-        Ok((count > 0).then_some(Reserved {
-            ring: self,
+    #[inline]
+    pub fn reserve(&mut self, wanted: impl Wanted) -> Result<Option<Reserved<'_, D>>, CorruptRing> {
+        let count = self.cursor.reserve(wanted.bounds())?;
+        if count == 0 {
+            return Ok(None);
+        }
+        let run = self.map.run(self.cursor.index(), count);
+        Ok(Some(Reserved {
             count,
-            written: 0,
+            next: run.start.as_ptr(),
+            end: run.end(),
+            beyond: count - run.count,
+            ring: self,
         }))
     }
 
@@ -153,13 +194,18 @@ impl<D: Entry> ProducerRing<D> {
 pub struct Reserved<'a, D: Entry> {
     ring: &'a mut ProducerRing<D>,
     count: u32,
-    written: u32,
+    /// The next entry to write, and the end of those that lie one after another.
+    next: *mut D,
+    end: *mut D,
+    /// How many there are beyond the ring's end, from its start on.
+    beyond: u32,
 }
 
 impl<D: Entry> Reserved<'_, D> {
     /// How many more entries may be written.
+    #[inline]
     pub fn remaining(&self) -> u32 {
-        self.count - self.written
+        self.run_count() + self.beyond
     }
 
     /// Writes the next entry.
@@ -169,20 +215,83 @@ impl<D: Entry> Reserved<'_, D> {
     /// Gives the value back where everything reserved has been written.
     #[inline]
     pub fn write(&mut self, value: D) -> Result<(), D> {
-        if self.written == self.count {
-            return Err(value);
+        if self.next == self.end {
+            hint::cold_path();
+            if !self.go_on() {
+                return Err(value);
+            }
         }
-        let index = self.ring.cursor.index().wrapping_add(self.written);
-        self.ring.map.write(index, value);
-        self.written += 1;
+        // SAFETY: before `end`, so a reserved entry in the mapping; the guard borrows the ring, and with it all of our
+        // writers.
+        unsafe { self.next.write(value) };
+        self.next = self.next.wrapping_add(1);
         Ok(())
+    }
+
+    /// Writes entries as long as there are values and room, and says how many. Takes no value that it cannot write.
+    #[inline]
+    pub fn write_from(&mut self, values: impl IntoIterator<Item = D>) -> u32 {
+        let before = self.remaining();
+        let mut values = values.into_iter();
+        'values: loop {
+            while self.next != self.end {
+                let Some(value) = values.next() else {
+                    break 'values;
+                };
+                // SAFETY: as in `write`.
+                unsafe { self.next.write(value) };
+                self.next = self.next.wrapping_add(1);
+            }
+            if !self.go_on() {
+                break;
+            }
+        }
+        before - self.remaining()
     }
 
     /// Lets the kernel see what was written, and says how much it was.
     #[inline]
     pub fn commit(self) -> u32 {
-        self.ring.cursor.advance(self.written);
+        let written = self.count - self.remaining();
+        self.ring.cursor.advance(written);
         self.ring.cursor.publish();
-        self.written
+        written
+    }
+
+    /// The entries to write next, as far as they lie one after another. 0 where all are written.
+    #[inline]
+    pub(super) fn run(&mut self) -> Run<D> {
+        if self.next == self.end {
+            self.go_on();
+        }
+        Run {
+            // SAFETY: in the mapping, or at its end.
+            start: unsafe { NonNull::new_unchecked(self.next) },
+            count: self.run_count(),
+        }
+    }
+
+    /// Counts entries of `run` as written.
+    #[inline]
+    pub(super) fn advance(&mut self, count: u32) {
+        debug_assert!(count <= self.run_count(), "not reserved");
+        self.next = self.next.wrapping_add(count as usize);
+    }
+
+    #[inline]
+    fn run_count(&self) -> u32 {
+        cast::count((self.end.addr() - self.next.addr()) / size_of::<D>())
+    }
+
+    /// From the ring's end to its start, if there is more.
+    #[cold]
+    fn go_on(&mut self) -> bool {
+        let run = self.ring.map.first_run(self.beyond);
+        self.beyond = 0;
+        if run.count > 0 {
+            self.next = run.start.as_ptr();
+            self.end = run.end();
+        }
+        run.count > 0
     }
 }

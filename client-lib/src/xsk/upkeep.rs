@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use crate::entries::TxRun;
 use crate::error::Error;
-use crate::receive::TxRun;
-use crate::ring::CorruptRing;
+use crate::ring::{CorruptRing, Descriptor, Run};
 use crate::socket::Kick;
+use crate::wire::BindMode;
 use crate::xsk::Xsk;
 
 /// How long `wait` sleeps at most before it looks whether the device is still there: poll() does not tell
@@ -14,30 +15,55 @@ use crate::xsk::Xsk;
 const DEVICE_CHECK: Duration = Duration::from_secs(1);
 
 impl Xsk {
-    /// Gives the kernel what a batch leaves behind.
-    pub(crate) fn finish_receive(&mut self, looked_at: u32, free_top: *const u64, sent: u32) {
-        let bottom = self.chunks.stack().as_ptr();
-        self.chunks
-            .set_free_count((free_top.addr() - bottom.addr()) / size_of::<u64>());
+    /// Gives the kernel what a batch leaves behind: entries of the RX ring, the chunks of frames that were dropped, frames
+    /// that were sent.
+    #[inline]
+    pub(crate) fn finish_receive(&mut self, looked_at: u32, dropped: Run<Descriptor>, sent: u32) {
         if looked_at > 0 {
-            if let Some(rx) = &mut self.rings.rx {
-                rx.release(looked_at);
-            }
-            self.refill_and_kick();
+            self.give_back(looked_at, dropped);
         }
-        self.finish_send(sent);
+        if sent > 0 || self.kick_again {
+            self.finish_send(sent);
+        }
     }
 
-    /// As `finish_receive`, for frames made here.
-    pub(crate) fn finish_transmit(&mut self, free: usize, sent: u32) {
-        self.chunks.set_free_count(free);
-        self.finish_send(sent);
+    #[inline(never)]
+    extern "C" fn give_back(&mut self, looked_at: u32, dropped: Run<Descriptor>) {
+        if let Err(cause) = self.recycle(&dropped) {
+            self.deferred = Some(self.socket.corrupt(cause));
+        }
+        if let Some(rx) = &mut self.rings.rx {
+            rx.release(looked_at);
+        }
+        if self.socket.mode != BindMode::Copy
+            && let Err(error) = self.kick_fill()
+        {
+            self.deferred = Some(error);
+        }
     }
 
-    /// More TX entries for a batch that has used up `run`.
+    /// The chunks of frames that were dropped go to the fill ring, by the free list where that has fewer than are kept
+    /// for sending. What is read of the ring once more here is believed no more than it was before: by nobody.
+    #[inline]
+    fn recycle(&mut self, dropped: &Run<Descriptor>) -> Result<(), CorruptRing> {
+        let mut written = 0;
+        if self.chunks.free_count() >= self.reserve {
+            written = self.rings.fill.produce_addresses(dropped)?;
+        }
+        if written < dropped.count {
+            self.chunks.take_back(dropped.skip(written));
+        }
+        // More than are kept: a part of this batch that was given back before, or what the fill ring had no room for.
+        match self.chunks.free_count() > self.reserve {
+            true => self.refill(),
+            false => Ok(()),
+        }
+    }
+
+    /// More TX entries for a batch that has written all of the last ones.
     #[cold]
-    pub(crate) fn more_tx(&mut self, run: TxRun, wanted: u32) -> TxRun {
-        self.stage(run.written());
+    pub(crate) extern "C" fn more_tx(&mut self, written: u32, wanted: u32) -> TxRun {
+        self.stage(written);
         let Some(tx) = &mut self.rings.tx else {
             return TxRun::NONE;
         };
@@ -64,7 +90,8 @@ impl Xsk {
         self.kick_again |= count > 0;
     }
 
-    fn finish_send(&mut self, count: u32) {
+    /// Publishes TX entries, and calls the kernel where it asks for it.
+    pub(crate) extern "C" fn finish_send(&mut self, count: u32) {
         self.stage(count);
         if self.kick_again {
             if let Some(tx) = &self.rings.tx {
@@ -89,7 +116,16 @@ impl Xsk {
     }
 
     /// What is done before each batch: errors told, chunks collected, the kernel called again where it had no room.
+    #[inline]
     pub(super) fn upkeep(&mut self) -> Result<(), Error> {
+        if self.in_flight > 0 || self.kick_again || self.chunks.any_away() || self.deferred.is_some() {
+            return self.keep_up();
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn keep_up(&mut self) -> Result<(), Error> {
         if let Some(error) = self.deferred.take() {
             return Err(error);
         }
@@ -127,16 +163,6 @@ impl Xsk {
             self.chunks.set_free_count(left);
         }
         Ok(())
-    }
-
-    fn refill_and_kick(&mut self) {
-        let done = self
-            .refill()
-            .map_err(|cause| self.socket.corrupt(cause))
-            .and_then(|()| self.kick_fill());
-        if let Err(error) = done {
-            self.deferred = Some(error);
-        }
     }
 
     pub(super) fn kick_fill(&self) -> Result<(), Error> {

@@ -1,0 +1,75 @@
+//! TX entries that are being written: the part of a batch that becomes visible to the kernel when the batch ends.
+
+#![expect(unsafe_code, reason = "entries of a ring are written through a raw pointer")]
+
+use std::ptr;
+
+use crate::cast;
+use crate::ring::{Descriptor, Run};
+
+/// Entries of the TX ring that lie one after another.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct TxRun {
+    first: *mut Descriptor,
+    pub(crate) next: *mut Descriptor,
+    pub(crate) end: *mut Descriptor,
+}
+
+impl TxRun {
+    pub(crate) const NONE: Self = Self {
+        first: ptr::null_mut(),
+        next: ptr::null_mut(),
+        end: ptr::null_mut(),
+    };
+
+    #[inline]
+    pub(crate) fn new(run: Run<Descriptor>) -> Self {
+        let first = run.start.as_ptr();
+        Self {
+            first,
+            next: first,
+            end: run.end(),
+        }
+    }
+
+    /// How many were written.
+    #[inline]
+    pub(crate) fn written(&self) -> u32 {
+        cast::count((self.next.addr() - self.first.addr()) / size_of::<Descriptor>())
+    }
+
+    /// How many are left to write.
+    #[inline]
+    pub(crate) fn left(&self) -> u32 {
+        cast::count((self.end.addr() - self.next.addr()) / size_of::<Descriptor>())
+    }
+
+    /// Writes one.
+    ///
+    /// # Safety
+    ///
+    /// `next` is not `end`, and the ring is mapped.
+    #[inline]
+    pub(crate) unsafe fn write(&mut self, address: u64, length: u32) {
+        // SAFETY: the caller's promise.
+        unsafe { write_entry(self.next, address, length) };
+        self.next = self.next.wrapping_add(1);
+    }
+}
+
+/// Writes an entry of one frame in one chunk.
+///
+/// # Safety
+///
+/// It is in a mapped TX ring, and reserved for the caller.
+#[inline]
+pub(crate) unsafe fn write_entry(entry: *mut Descriptor, address: u64, length: u32) {
+    let descriptor = Descriptor {
+        address,
+        length,
+        options: 0,
+    };
+    // SAFETY: aligned, as all entries are; the kernel reads it only after it was published.
+    unsafe { entry.write(descriptor) };
+}
