@@ -25,6 +25,8 @@ pub enum Event {
     Refused,
     /// A request could not be done, for a reason of our own.
     Failed,
+    /// The broker has bound a lease's sockets, they are on their way.
+    Bound,
     /// Packets are redirected to a lease's sockets.
     Activated,
     /// A holder bound its socket to something else than it was granted.
@@ -61,6 +63,10 @@ pub struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     sockets: Option<SocketKind>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    direction: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none", rename = "umemBytes")]
+    umem_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none", rename = "queueLock")]
     queue_lock: Option<QueueLock>,
@@ -87,6 +93,8 @@ impl<'a> Line<'a> {
             interface: None,
             queues: None,
             sockets: None,
+            direction: None,
+            umem_bytes: None,
             rule: None,
             queue_lock: None,
             xdp: None,
@@ -117,6 +125,8 @@ impl<'a> Line<'a> {
             interface: Some(&lease.device().name),
             queues: Some(terms.queues()),
             sockets: Some(terms.sockets()),
+            direction: Some(terms.direction().as_str()),
+            umem_bytes: terms.umem().map(|umem| umem.bytes()),
             rule: Some(terms.rule()),
             queue_lock: Some(lease.queue_lock()),
             xdp: Some(lease.redirect().mode()),

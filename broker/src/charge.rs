@@ -12,6 +12,8 @@ pub enum Resource {
     Connections,
     /// Queues held under the rule of this name.
     Queues(String),
+    /// Bytes of umem that the broker registers under the rule of this name.
+    UmemBytes(String),
     /// Sockets that were handed over, and whose leases ended before they were bound: their rings may live on, charged to
     /// nobody (F7).
     Abandoned,

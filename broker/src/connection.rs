@@ -16,14 +16,14 @@ use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout_at};
 use xsk_client::wire::{
-    Acquire, Activate, BrokerError, Call, Explain, FramingError, INTERFACE, LeaseReference,
+    Acquire, Activate, Bind, BrokerError, Call, Explain, FramingError, INTERFACE, LeaseReference,
     MAX_MESSAGE_BYTES, MessageBuffer, SERVICE_INTERFACE, ServiceError, encode,
 };
 
 use crate::call::{Malformed, invalid, parameters, read_call};
 use crate::charge::Charge;
 use crate::end::{self, Reason};
-use crate::engine::EngineHandle;
+use crate::engine::{Engine, EngineHandle};
 use crate::error::{Error, Failure, chain};
 use crate::grant::{self, HandOver};
 use crate::identity::Peer;
@@ -183,12 +183,12 @@ impl Connection {
                 {
                     return Err(invalid(call, format!("label: {LABEL_BYTES} bytes are the most")).into());
                 }
-                acquire
-                    .rings
-                    .unwrap_or_default()
-                    .check()
-                    .map_err(|error| invalid(call, error))?;
+                acquire.check().map_err(|error| invalid(call, error))?;
                 Ok(Answer::Grant(Box::new(self.acquire(acquire).await?)))
+            }
+            "Bind" => {
+                let id = LeaseId(parameters::<Bind>(call)?.lease);
+                Ok(Answer::Grant(Box::new(self.bind(id).await?)))
             }
             "Activate" => {
                 let id = LeaseId(parameters::<Activate>(call)?.lease);
@@ -226,6 +226,7 @@ impl Connection {
             }
             "Explain" => {
                 let explain = parameters::<Explain>(call)?;
+                explain.acquire().check().map_err(|error| invalid(call, error))?;
                 if scope == Scope::Own && (explain.uid.is_some() || explain.gids.is_some()) {
                     return Err(ServiceError::PermissionDenied {}.into());
                 }
@@ -253,33 +254,46 @@ impl Connection {
         }
     }
 
-    /// Acquires, with some patience for queues that the kernel is about to let go of. Only this client waits.
     async fn acquire(&self, call: Acquire) -> Result<HandOver, Error> {
+        let (handle, peer, this_call) = (self.engine.clone(), Arc::clone(&self.peer), call.clone());
+        let acquired = self
+            .patiently(move |engine| grant::acquire(engine, &handle, &peer, this_call.clone()))
+            .await;
+        match acquired {
+            Ok(hand_over) => Ok(hand_over),
+            Err(error) => {
+                let peer = Arc::clone(&self.peer);
+                let written = move |engine: &mut Engine| {
+                    grant::refused(engine, &peer, &call, &error);
+                    Err(error)
+                };
+                self.engine.call(written).await?
+            }
+        }
+    }
+
+    async fn bind(&self, id: LeaseId) -> Result<HandOver, Error> {
+        let (handle, peer) = (self.engine.clone(), Arc::clone(&self.peer));
+        self.patiently(move |engine| grant::bind(engine, &handle, &peer, id))
+            .await
+    }
+
+    /// Has the engine do something, with some patience for queues that the kernel is about to let go of. Only this client
+    /// waits.
+    async fn patiently<T: Send + 'static>(
+        &self,
+        job: impl Fn(&mut Engine) -> Result<T, Error> + Clone + Send + 'static,
+    ) -> Result<T, Error> {
         let give_up = Instant::now() + LINGER_PATIENCE;
         loop {
-            let (handle, peer, this_call) = (self.engine.clone(), Arc::clone(&self.peer), call.clone());
-            let result = self
-                .engine
-                .call(move |engine| grant::acquire(engine, &handle, &peer, this_call))
-                .await?;
-            match result {
+            match self.engine.call(job.clone()).await? {
                 Err(Error::Refused(BrokerError::QueueBusy {
                     retry_after_ms: Some(wait_ms),
                     ..
                 })) if Instant::now() + Duration::from_millis(wait_ms) < give_up => {
                     sleep(Duration::from_millis(wait_ms)).await;
                 }
-                Ok(hand_over) => return Ok(hand_over),
-                Err(error) => {
-                    let peer = Arc::clone(&self.peer);
-                    return self
-                        .engine
-                        .call(move |engine| {
-                            grant::refused(engine, &peer, &call, &error);
-                            Err(error)
-                        })
-                        .await?;
-                }
+                result => return result,
             }
         }
     }

@@ -67,12 +67,14 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
         .sockets
         .iter()
         .any(|leased| leased.socket.is_bound().unwrap_or(true));
+    let made = !lease.sockets.is_empty();
     // Counted until here: with the slot goes the count of what was redirected.
     lease.last_seen = lease.queues();
     for leased in &mut lease.sockets {
         leased.slot = None;
     }
     lease.sockets.clear();
+    lease.umem = None;
     engine
         .audit
         .write(&Line::new(Event::Ended).lease(lease).reason(reason.as_str()));
@@ -80,7 +82,8 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
     if bound {
         lease.state = LeaseState::Lingering;
         lease.due = Some(Instant::now());
-    } else if reason == Reason::NotDelivered {
+    } else if reason == Reason::NotDelivered || !made {
+        // Nobody has a socket of it.
         engine.leases.remove(id);
     } else {
         // No queue was ever taken from the kernel.

@@ -37,6 +37,8 @@ pub struct Engine {
     pub audit: Audit,
     /// Where links are pinned.
     pub pins: Rc<PinDirectory>,
+    /// Whether the rings of a bound socket can be mapped; `None` until a first one was bound.
+    pub rings_can_be_mapped: Option<bool>,
     /// When it began.
     pub started: Instant,
     /// Whether it has ended everything and grants nothing any more.
@@ -143,6 +145,7 @@ fn run(parts: Parts, messages: &mpsc::Receiver<Message>) {
         probe: QueueProbe::default(),
         audit: parts.audit,
         pins: Rc::new(parts.pins),
+        rings_can_be_mapped: None,
         started: Instant::now(),
         stopping: false,
     };

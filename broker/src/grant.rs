@@ -1,20 +1,25 @@
 //! One grant, top to bottom: read this first.
 //!
 //! [`acquire`]: the policy decides, the queues are reserved and charged for, the XDP program is attached if it is not
-//! there yet, the sockets are made and handed over. The holder registers its memory and binds them. [`activate`]: only
-//! now, when they are seen bound, are packets redirected to them.
+//! there yet, the sockets are made and handed over. The holder registers its memory and binds them; or, for the kind
+//! `bound`, it is given memory to touch first, and [`bind`] does both. [`activate`]: only now, when they are seen bound,
+//! are packets redirected to them.
 //!
 //! Why this order: a socket that is in the map and not bound swallows the packets of its queue, counted nowhere
 //! (`xsk_rcv_check`, net/xdp/xsk.c). Each step's result is what the next one takes, so that no kernel object can be
 //! made without a decision of the policy, and dropping it undoes the step.
 
+mod bound;
+mod refusals;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use serde::Serialize;
 use tokio::sync::oneshot;
 use xsk_client::wire::{
-    Acquire, Acquired, Activated, ActivatedSocket, BrokerError, GrantedSocket, InterfaceName, LeaseState,
-    RingSizes,
+    Acquire, Acquired, Activated, ActivatedSocket, BindReply, BrokerError, GrantedSocket, InterfaceName,
+    LeaseState, SocketKind,
 };
 
 use crate::audit::{Event, Line};
@@ -25,12 +30,18 @@ use crate::error::{Error, Failure, chain};
 use crate::identity::Peer;
 use crate::kernel::queue_probe::QueueUse;
 use crate::kernel::redirect::{AttachError, Redirect};
+use crate::kernel::umem::Umem;
 use crate::kernel::xsk::Xsk;
 use crate::lease::{Lease, LeaseId, LeasedSocket, Reservation};
 use crate::policy::{Insert, Request, Verdict};
 use crate::zero_copy;
 
-/// A lease on its way to its holder: the reply and the fds that go with it.
+pub use bound::bind;
+use refusals::{
+    bound_elsewhere, foreign_program, foreign_socket, no_device, no_such_queue, not_bound, not_native, uplink,
+};
+
+/// A lease, or its sockets, on the way to its holder: the reply and the fds that go with it.
 ///
 /// Unless [`HandOver::delivered`] is called the lease ends, whatever the reason: a client that hung up, a deadline, a
 /// full socket.
@@ -38,12 +49,24 @@ use crate::zero_copy;
 #[must_use = "a lease that is not delivered ends"]
 pub struct HandOver {
     /// What to answer.
-    pub reply: Acquired,
+    pub reply: HandOverReply,
     /// In the order of the reply's indexes.
     pub fds: Vec<OwnedFd>,
     lease: LeaseId,
+    is_delivered: bool,
+    /// Resolves when the lease has ended; nobody has it yet when the lease is new.
     ended: Option<oneshot::Receiver<()>>,
     engine: EngineHandle,
+}
+
+/// What goes to a holder with fds.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum HandOverReply {
+    /// A new lease.
+    Acquired(Acquired),
+    /// The sockets of a lease of kind `bound`.
+    Bound(BindReply),
 }
 
 impl HandOver {
@@ -60,15 +83,16 @@ impl HandOver {
         self.lease
     }
 
-    /// The client has the fds. Gives the lease, and what resolves when it has ended.
+    /// The client has the fds. Gives a new lease, and what resolves when it has ended.
     pub fn delivered(mut self) -> Option<(LeaseId, oneshot::Receiver<()>)> {
+        self.is_delivered = true;
         self.ended.take().map(|ended| (self.lease, ended))
     }
 }
 
 impl Drop for HandOver {
     fn drop(&mut self) {
-        if self.ended.is_some() {
+        if !self.is_delivered {
             let lease = self.lease;
             self.engine
                 .post(move |engine| end::end(engine, lease, Reason::NotDelivered));
@@ -92,13 +116,8 @@ pub fn acquire(
         return Err(Failure::EngineStopped.into());
     }
     // 1. Does a rule allow it, and on which terms?
-    let rings = call.rings.unwrap_or_default();
-    let request = Request {
-        interface: call.interface,
-        queues: call.queues,
-        sockets: call.sockets,
-        rings,
-    };
+    let label = call.label.clone();
+    let request = Request::from(call);
     let terms = match engine.policy.decide(peer.subject(), &request) {
         Verdict::Granted(terms) => terms,
         Verdict::Refused(refusal) => return Err(refusal.to_wire().into()),
@@ -116,11 +135,43 @@ pub fn acquire(
     check_unused(engine, &reservation)?;
     zero_copy::check_device(&mut engine.probe, &reservation, redirect.mode())?;
 
-    // 5. The sockets, confined as the terms say.
+    // 5. What the holder gets, by the kind of its sockets: confined as the terms say.
+    let made = match reservation.terms().sockets() {
+        SocketKind::Prepared => prepared(&reservation, &redirect)?,
+        SocketKind::Bound => bound::umem(engine, &reservation)?,
+    };
+
+    // 6. The lease begins; it ends by itself unless it is delivered, and unless it is activated in time.
+    let reply = reply(&reservation, &redirect);
+    let (watch, ended) = oneshot::channel();
+    let lease = Lease::new(reservation, redirect, made.sockets, made.umem, label, watch);
+    let id = lease.id();
+    engine.audit.write(&Line::new(Event::Granted).lease(&lease));
+    engine.leases.add(lease);
+    Ok(HandOver {
+        reply: HandOverReply::Acquired(reply),
+        fds: made.fds,
+        lease: id,
+        is_delivered: false,
+        ended: Some(ended),
+        engine: handle.clone(),
+    })
+}
+
+/// What was made for a lease.
+struct Made {
+    sockets: Vec<LeasedSocket>,
+    umem: Option<Umem>,
+    /// To be handed over.
+    fds: Vec<OwnedFd>,
+}
+
+/// Kind `prepared`: unbound sockets, with their rings.
+fn prepared(reservation: &Reservation, redirect: &Redirect) -> Result<Made, Error> {
     let mut sockets = Vec::new();
     for queue in reservation.terms().queues().iter() {
-        let socket = Xsk::prepared(&reservation, queue)
-            .map_err(|failure| of_device(&reservation.device().name, failure))?;
+        let socket =
+            Xsk::new(reservation, queue).map_err(|failure| of_device(&reservation.device().name, failure))?;
         let slot = match reservation.terms().insert() {
             Insert::WhenBound => None,
             Insert::AtGrant => Some(redirect.insert(&socket)?),
@@ -135,20 +186,10 @@ pub fn acquire(
         .iter()
         .map(|leased| leased.socket.duplicate())
         .collect::<Result<Vec<_>, _>>()?;
-
-    // 6. The lease begins; it ends by itself unless it is delivered, and unless it is activated in time.
-    let reply = reply(&reservation, &redirect, rings);
-    let (watch, ended) = oneshot::channel();
-    let lease = Lease::new(reservation, redirect, sockets, call.label, watch);
-    let id = lease.id();
-    engine.audit.write(&Line::new(Event::Granted).lease(&lease));
-    engine.leases.add(lease);
-    Ok(HandOver {
-        reply,
+    Ok(Made {
+        sockets,
+        umem: None,
         fds,
-        lease: id,
-        ended: Some(ended),
-        engine: handle.clone(),
     })
 }
 
@@ -168,13 +209,18 @@ pub fn activate(engine: &mut Engine, peer: &Peer, id: LeaseId) -> Result<Activat
         return Ok(activated(lease));
     }
 
+    if lease.umem.is_some() {
+        return Err(bound::bind_first(lease).into());
+    }
     for leased in &lease.sockets {
         if !leased.socket.is_bound()? {
             return Err(not_bound(lease, leased.socket.queue()).into());
         }
     }
-    // Bound, but to what was granted? The kernel does not say where; but then the granted queue must be taken.
-    for leased in &lease.sockets {
+    // Bound, but to what was granted? The kernel does not say where; but then the granted queue must be taken. What the
+    // broker bound itself is where it belongs: nobody can bind it again.
+    let by_holder = lease.terms().sockets() != SocketKind::Bound;
+    for leased in lease.sockets.iter().filter(|_| by_holder) {
         let queue = leased.socket.queue();
         let in_use = engine
             .probe
@@ -204,9 +250,9 @@ pub fn activate(engine: &mut Engine, peer: &Peer, id: LeaseId) -> Result<Activat
         end::end(engine, id, Reason::ModeNotAllowed);
         return Err(error.into());
     }
-    let redirect = lease.redirect().clone();
+    let (redirect, receives) = (lease.redirect().clone(), lease.terms().direction().receives());
     for leased in &mut lease.sockets {
-        if leased.slot.is_none() {
+        if leased.slot.is_none() && receives {
             leased.slot = Some(redirect.insert(&leased.socket)?);
         }
     }
@@ -253,18 +299,13 @@ fn redirect_for(engine: &mut Engine, reservation: &Reservation) -> Result<(Redir
 
 /// Refuses queues that the device does not have, or not now.
 fn check_queues(reservation: &Reservation, device: &Device) -> Result<(), Error> {
-    let name = &device.name;
-    match reservation.terms().queues().iter().find(|queue| *queue >= device.rx_queues) {
-        Some(queue) => Err(BrokerError::NoSuchQueue {
-            interface: name.clone(),
-            queue,
-            queues: device.rx_queues,
-            message: format!(
-                "{name} has no queue {queue}: it receives on {} queues now, counted from 0; `ethtool -L {name}` changes that, up to {}",
-                device.rx_queues, device.max_queues,
-            ),
-        }
-        .into()),
+    match reservation
+        .terms()
+        .queues()
+        .iter()
+        .find(|queue| *queue >= device.rx_queues)
+    {
+        Some(queue) => Err(no_such_queue(device, queue).into()),
         None => Ok(()),
     }
 }
@@ -285,20 +326,28 @@ fn check_unused(engine: &mut Engine, reservation: &Reservation) -> Result<(), Er
     Ok(())
 }
 
-fn reply(reservation: &Reservation, redirect: &Redirect, rings: RingSizes) -> Acquired {
+fn reply(reservation: &Reservation, redirect: &Redirect) -> Acquired {
     let (terms, device) = (reservation.terms(), reservation.device());
+    let handed_over = match terms.sockets() {
+        SocketKind::Prepared => terms.queues().len(),
+        SocketKind::Bound => 0,
+    };
     Acquired {
         lease: reservation.id().0,
         interface: device.name.clone(),
         interface_index: device.index,
         rule: terms.rule().to_owned(),
+        kind: terms.sockets(),
+        direction: terms.direction(),
         queue_lock: terms.settings().queue_lock.into(),
         xdp: redirect.mode(),
         zero_copy: terms.zero_copy(),
-        rings,
+        rings: terms.rings(),
         activate_within_ms: u64::try_from(terms.activate_within().as_millis()).unwrap_or(u64::MAX),
+        umem: terms.umem(),
+        umem_file_descriptor: terms.umem().map(|_| 0),
         sockets: (0..)
-            .zip(terms.queues().iter())
+            .zip(terms.queues().iter().take(handed_over))
             .map(|(index, queue)| GrantedSocket {
                 queue,
                 socket_file_descriptor: index,
@@ -326,86 +375,6 @@ pub(crate) fn of_device(interface: &InterfaceName, failure: Failure) -> Error {
         no_device(interface).into()
     } else {
         failure.into()
-    }
-}
-
-fn no_device(interface: &InterfaceName) -> BrokerError {
-    let message = format!("there is no interface {interface} in the broker's network namespace now");
-    BrokerError::DeviceUnavailable {
-        interface: interface.clone(),
-        message,
-    }
-}
-
-fn uplink(interface: &InterfaceName, role: &str) -> BrokerError {
-    let message = format!(
-        "{interface} {role}: XDP there may cut the host off; the operator allows it with `uplink = true` under [interface.{interface}]"
-    );
-    BrokerError::DeviceUnavailable {
-        interface: interface.clone(),
-        message,
-    }
-}
-
-fn foreign_socket(interface: &InterfaceName, queue: u32) -> BrokerError {
-    let message = format!(
-        "a socket that is of no lease is bound to queue {queue} of {interface}: another program's, or one that outlived a broker; it is free when that socket is gone"
-    );
-    BrokerError::QueueBusy {
-        interface: interface.clone(),
-        queue,
-        retry_after_ms: Some(10),
-        message,
-    }
-}
-
-fn foreign_program(interface: &InterfaceName, program: Option<u32>) -> BrokerError {
-    let program = program.map_or_else(
-        || "another XDP program".into(),
-        |id| format!("XDP program {id} (bpftool prog show id {id})"),
-    );
-    let message = format!(
-        "{interface} has {program} attached, which is not the broker's; its owner must detach it first"
-    );
-    BrokerError::DeviceUnavailable {
-        interface: interface.clone(),
-        message,
-    }
-}
-
-fn not_native(interface: &InterfaceName, cause: &std::io::Error) -> BrokerError {
-    let message = format!(
-        "{interface} takes no native XDP program ({cause}); the operator may write `xdp = \"auto\"` or \"generic\" under [interface.{interface}], or lower the device's MTU"
-    );
-    BrokerError::DeviceUnavailable {
-        interface: interface.clone(),
-        message,
-    }
-}
-
-fn not_bound(lease: &Lease, queue: u32) -> BrokerError {
-    let message = format!(
-        "the socket for queue {queue} of {} is not bound yet: bind it, then activate again; lease {} goes on until its deadline",
-        lease.device().name,
-        lease.id(),
-    );
-    BrokerError::NotBound {
-        lease: lease.id().0,
-        queue,
-        message,
-    }
-}
-
-fn bound_elsewhere(lease: &Lease, queue: u32) -> BrokerError {
-    let message = format!(
-        "the socket for queue {queue} of {} was bound to something else; lease {} has been ended",
-        lease.device().name,
-        lease.id(),
-    );
-    BrokerError::BoundElsewhere {
-        lease: lease.id().0,
-        queue,
-        message,
     }
 }
 

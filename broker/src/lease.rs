@@ -4,6 +4,8 @@
 //! [`Terms`], only [`Leases::reserve`] makes a [`Reservation`], only the kernel module makes kernel objects and
 //! wants to see a reservation for it. Undo is Drop: a reservation gives its queues and its charge back.
 
+mod socket;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -11,14 +13,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use xsk_client::wire::{BindMode, BrokerError, Counters, LeaseQueue, LeaseState, QueueLock};
+use xsk_client::wire::{BrokerError, Counters, LeaseQueue, LeaseState, QueueLock};
 
 use crate::charge::{Accounts, Charge, Resource};
 use crate::device::Device;
 use crate::identity::{Peer, Process};
-use crate::kernel::redirect::{Redirect, Slot};
-use crate::kernel::xsk::Xsk;
+use crate::kernel::redirect::Redirect;
+use crate::kernel::umem::Umem;
 use crate::policy::Terms;
+
+pub use socket::LeasedSocket;
 
 /// Names a lease; never used twice by one broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,6 +99,7 @@ impl Leases {
                     terms.rule(), reached.limit, reached.in_use,
                 ),
             })?;
+        let umem_charge = self.charge_umem(&terms, uid)?;
         self.last_id += 1;
         let id = LeaseId(self.last_id);
         let hold = Hold::take(&self.holds, id, &device, &terms);
@@ -106,7 +111,29 @@ impl Leases {
             since: Instant::now(),
             _hold: hold,
             _charge: charge,
+            _umem_charge: umem_charge,
         })
+    }
+
+    /// Charges for memory that the kernel will pin though its holder may pin none.
+    fn charge_umem(&self, terms: &Terms, uid: u32) -> Result<Option<Charge>, BrokerError> {
+        let Some(umem) = terms.umem() else {
+            return Ok(None);
+        };
+        let (resource, wanted) = (Resource::UmemBytes(terms.rule().to_owned()), umem.bytes());
+        self.accounts
+            .charge(uid, resource, wanted, terms.max_umem_bytes())
+            .map(Some)
+            .map_err(|reached| BrokerError::QuotaExceeded {
+                resource: "umem-bytes".into(),
+                limit: reached.limit,
+                in_use: reached.in_use,
+                message: format!(
+                    "rule {} lets uid {uid} have at most {} bytes of umem registered at a time: {} in use, {wanted} more \
+                     asked for; release some first, or ask for fewer chunks",
+                    terms.rule(), reached.limit, reached.in_use,
+                ),
+            })
     }
 
     /// Refuses a uid that has left too many sockets unbound lately.
@@ -216,6 +243,7 @@ pub struct Reservation {
     since: Instant,
     _hold: Hold,
     _charge: Charge,
+    _umem_charge: Option<Charge>,
 }
 
 impl Reservation {
@@ -269,8 +297,11 @@ impl Drop for Hold {
 /// A lease.
 #[derive(Debug)]
 pub struct Lease {
-    /// What the kernel holds for it, one for each queue. Dropped first; empty once the lease has ended.
+    /// What the kernel holds for it, one for each queue. Dropped first; empty once the lease has ended, and before the
+    /// broker has bound those of kind `bound`.
     pub sockets: Vec<LeasedSocket>,
+    /// The memory of a lease of kind `bound`, until all of its sockets are bound.
+    pub umem: Option<Umem>,
     /// How far it has come.
     pub state: LeaseState,
     /// What is to be done with it, and when, without anybody asking: end it if it is not active, look whether its
@@ -290,49 +321,19 @@ pub struct Lease {
     reservation: Reservation,
 }
 
-/// The socket of one queue.
-#[derive(Debug)]
-pub struct LeasedSocket {
-    /// Its slot in `xsks_map`, once filled. Dropped before the socket.
-    pub slot: Option<Slot>,
-    /// Our own fd of it: for statistics, and to see whether it is bound.
-    pub socket: Xsk,
-    /// Copy or zero-copy, once it was seen bound.
-    pub mode: Option<BindMode>,
-}
-
-impl LeasedSocket {
-    fn seen(&self) -> LeaseQueue {
-        let redirected = self.slot.as_ref().map_or(0, Slot::redirected);
-        LeaseQueue {
-            queue: self.socket.queue(),
-            mode: self.mode,
-            // Reading them takes the socket's mutex, which the holder of an unbound one could keep from us for ever.
-            counters: match self.mode {
-                Some(_) => Counters {
-                    redirected,
-                    ..self.socket.counters()
-                },
-                None => Counters {
-                    redirected,
-                    ..Counters::default()
-                },
-            },
-        }
-    }
-}
-
 impl Lease {
     /// A lease whose sockets are about to be handed over. Its holder is the requester's process.
     pub fn new(
         reservation: Reservation,
         redirect: Redirect,
         sockets: Vec<LeasedSocket>,
+        umem: Option<Umem>,
         label: Option<String>,
         watch: oneshot::Sender<()>,
     ) -> Self {
         Self {
             sockets,
+            umem,
             state: LeaseState::HandedOver,
             due: Some(Instant::now() + reservation.terms().activate_within()),
             linger_wait: Duration::ZERO,
@@ -351,6 +352,11 @@ impl Lease {
         self.reservation.id
     }
 
+    /// What was reserved for it.
+    pub fn reservation(&self) -> &Reservation {
+        &self.reservation
+    }
+
     /// The terms that it was granted on.
     pub fn terms(&self) -> &Terms {
         &self.reservation.terms
@@ -365,7 +371,24 @@ impl Lease {
     pub fn queues(&self) -> Vec<LeaseQueue> {
         match self.state {
             LeaseState::Lingering => self.last_seen.clone(),
-            _ => self.sockets.iter().map(LeasedSocket::seen).collect(),
+            _ => self
+                .terms()
+                .queues()
+                .iter()
+                .map(|queue| self.seen(queue))
+                .collect(),
+        }
+    }
+
+    fn seen(&self, queue: u32) -> LeaseQueue {
+        match self.sockets.iter().find(|leased| leased.socket.queue() == queue) {
+            Some(leased) => leased.seen(),
+            // The broker is still to bind it.
+            None => LeaseQueue {
+                queue,
+                mode: None,
+                counters: Counters::default(),
+            },
         }
     }
 

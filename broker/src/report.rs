@@ -1,8 +1,7 @@
 //! What the broker tells of itself: leases, interfaces, verdicts, status. Nothing here changes anything.
 
 use xsk_client::wire::{
-    Explain, Explained, Holder, Interface, Interfaces, Lease as WireLease, Leases, Probe, Requester,
-    SocketKind, Status,
+    Explain, Explained, Holder, Interface, Interfaces, Lease as WireLease, Leases, Probe, Requester, Status,
 };
 
 use crate::charge::Resource;
@@ -11,7 +10,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::identity::{Peer, Subject};
 use crate::lease::Lease;
-use crate::policy::{Request, View};
+use crate::policy::View;
 use crate::{kernel, privileges};
 
 /// How much a client sees: which of the two sockets it came to.
@@ -56,6 +55,8 @@ fn lease(lease: &Lease) -> WireLease {
         },
         rule: terms.rule().to_owned(),
         sockets: terms.sockets(),
+        direction: terms.direction(),
+        umem_bytes: terms.umem().map(|umem| umem.bytes()),
         queue_lock: lease.queue_lock(),
         xdp: lease.redirect().mode(),
         state: lease.state,
@@ -108,6 +109,7 @@ pub fn interfaces(engine: &Engine, scope: Scope, peer: &Peer) -> Result<Interfac
 
 /// `Explain`.
 pub fn explain(engine: &Engine, scope: Scope, peer: &Peer, call: Explain) -> Explained {
+    let request = call.acquire().into();
     let subject = match call.uid {
         Some(uid) => {
             let groups = call.gids.unwrap_or_default();
@@ -118,12 +120,6 @@ pub fn explain(engine: &Engine, scope: Scope, peer: &Peer, call: Explain) -> Exp
             }
         }
         None => peer.subject().clone(),
-    };
-    let request = Request {
-        interface: call.interface,
-        queues: call.queues,
-        sockets: call.sockets.unwrap_or(SocketKind::Prepared),
-        rings: call.rings.unwrap_or_default(),
     };
     engine.policy.explain(&subject, &request).into_wire(match scope {
         Scope::Own => View::Peer,
@@ -173,6 +169,12 @@ fn probes() -> Vec<Probe> {
             kernel::peer::has_passrights(),
             "fds that clients send are refused",
             "Linux before 6.16: fds that clients send are dropped when read",
+        ),
+        with(
+            "UFFD_USER_MODE_ONLY",
+            kernel::missing_pages::MissingPages::can_be_kept_away(),
+            "a umem that the broker registers is paid for by its holder to the last page",
+            "Linux before 5.11, or withheld from the broker: who punches holes at the right moment has it pay for them",
         ),
         with(
             "netdev xdp-features",

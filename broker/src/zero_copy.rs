@@ -5,7 +5,7 @@
 //! `forbidden` is promised only where it is kept, since a socket that was bound in zero-copy mode reads its whole queue
 //! whatever is done about it afterwards (F43).
 
-use xsk_client::wire::{BrokerError, XdpMode, ZeroCopy};
+use xsk_client::wire::{BrokerError, SocketKind, XdpMode, ZeroCopy};
 
 use crate::device::Device;
 use crate::error::Error;
@@ -36,6 +36,8 @@ pub fn check_device(probe: &mut QueueProbe, reservation: &Reservation, xdp: XdpM
             true => Ok(()),
             false => Err(not_to_be_had(terms.rule(), device).into()),
         },
+        // Who does not bind cannot choose.
+        ZeroCopy::Forbidden if terms.sockets() == SocketKind::Bound => Ok(()),
         ZeroCopy::Forbidden => match terms.settings().queue_lock {
             QueueLockSetting::None if driver_has()? => Err(not_to_be_prevented(terms.rule(), device).into()),
             QueueLockSetting::None => Ok(()),

@@ -108,10 +108,10 @@ pub enum ProtocolError {
     #[error("more than one message")]
     Surplus,
     /// fds and the indexes that name them do not match.
-    #[error("{sockets} sockets are named, {fds} file descriptors came, or an index is wrong or named twice")]
+    #[error("{named} file descriptors are named, {fds} came, or an index is wrong or named twice")]
     Fds {
-        /// How many sockets the reply names.
-        sockets: usize,
+        /// How many the reply names.
+        named: usize,
         /// How many fds came with it.
         fds: usize,
     },

@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use crate::call_error::{CallError, ProtocolError};
 use crate::sys::{self, ReceiveError};
 use crate::wire::{
-    self, Acquire, Acquired, Activate, Activated, BrokerError, DEFAULT_SOCKET, Explain, Explained, INTERFACE,
-    Interfaces, LeaseReference, Leases, MAX_QUEUES, MessageBuffer, Reply, SERVICE_INTERFACE, ServiceError,
-    ServiceInfo, Status,
+    self, Acquire, Acquired, Activate, Activated, BindReply, BrokerError, DEFAULT_SOCKET, Explain, Explained,
+    INTERFACE, Interfaces, LeaseReference, Leases, MAX_QUEUES, MessageBuffer, Reply, SERVICE_INTERFACE,
+    ServiceError, ServiceInfo, Status,
 };
 
 /// Names the broker's socket, where it is not [`DEFAULT_SOCKET`].
@@ -85,7 +85,8 @@ impl Broker {
         self.timeout = timeout;
     }
 
-    /// Asks for queues of one device, all or none. The sockets come in the order of `Acquired::sockets`.
+    /// Asks for queues of one device, all or none. The sockets come in the order of `Acquired::sockets`; for sockets of
+    /// kind `bound` the umem's memfd comes alone.
     /// [`Grant::acquire`](crate::Grant::acquire) is the comfortable form.
     ///
     /// # Errors
@@ -99,6 +100,25 @@ impl Broker {
             cause,
         })?;
         Ok((acquired, sockets))
+    }
+
+    /// Has the broker register the umem of a lease of kind `bound`, and bind: once for each lease. Every page of the umem
+    /// must have been touched. The sockets come in the order of `BindReply::sockets`.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Refused`]: `UmemNotPopulated`, `AlreadyBound`, `QueueBusy`, `ZeroCopyUnavailable`,
+    /// `SocketKindUnsupported`, `NoSuchLease`; [`CallError::Protocol`] where sockets and fds do not match.
+    pub fn bind(&mut self, lease: u64) -> Result<(BindReply, Vec<OwnedFd>), CallError> {
+        const METHOD: &str = "Bind";
+        let (bound, fds) =
+            self.exchange::<BindReply>(INTERFACE, METHOD, Some(&wire::Bind { lease }), MAX_QUEUES)?;
+        let named = bound.sockets.iter().map(|socket| socket.socket_file_descriptor);
+        let sockets = take_named(named, fds).map_err(|cause| CallError::Protocol {
+            method: METHOD,
+            cause,
+        })?;
+        Ok((bound, sockets))
     }
 
     /// Says that the sockets of a lease are bound, and that packets are to be redirected to them.
@@ -333,24 +353,30 @@ fn refusal(method: &'static str, name: String, parameters: &str) -> CallError {
     }
 }
 
-/// The fds in the order of the sockets. Each must be named, once.
+/// The fds in the order of the sockets, or that of the umem.
 pub(crate) fn in_order(acquired: &Acquired, fds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, ProtocolError> {
+    let umem = acquired.umem_file_descriptor;
+    let sockets = acquired.sockets.iter();
+    let named = sockets.map(|socket| socket.socket_file_descriptor).chain(umem);
+    take_named(named, fds)
+}
+
+/// The fds in the order in which they are named: each once, and one at least.
+fn take_named(
+    names: impl Iterator<Item = u32> + Clone,
+    fds: Vec<OwnedFd>,
+) -> Result<Vec<OwnedFd>, ProtocolError> {
+    let named = names.clone().count();
     let mismatch = ProtocolError::Fds {
-        sockets: acquired.sockets.len(),
+        named,
         fds: fds.len(),
     };
-    if acquired.sockets.len() != fds.len() || fds.is_empty() {
+    if named != fds.len() || fds.is_empty() {
         return Err(mismatch);
     }
     let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
-    let ordered: Option<Vec<OwnedFd>> = acquired
-        .sockets
-        .iter()
-        .map(|socket| {
-            let index = usize::try_from(socket.socket_file_descriptor).ok()?;
-            fds.get_mut(index)?.take()
-        })
-        .collect();
+    let mut take = |index| fds.get_mut(usize::try_from(index).ok()?)?.take();
+    let ordered: Option<Vec<OwnedFd>> = names.map(&mut take).collect();
     ordered.ok_or(mismatch)
 }
 

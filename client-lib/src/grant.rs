@@ -23,13 +23,7 @@ pub struct Request(Acquire);
 impl Request {
     /// Queues of a device, all or none: `"eth0:4".parse()` or `"eth0:2-4".parse()`.
     pub fn new(target: Target) -> Self {
-        Self(Acquire {
-            interface: target.interface,
-            queues: target.queues,
-            sockets: SocketKind::Prepared,
-            rings: None,
-            label: None,
-        })
+        Self(Acquire::new(target, SocketKind::Prepared))
     }
 
     /// How large the rings are to be; the broker's default, and at most what the rule allows, if not set.

@@ -119,7 +119,7 @@ fn check_inherited(fd: RawFd) -> Result<(), InheritError> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::wire::{GrantedSocket, QueueLock, RingSizes, XdpMode, ZeroCopy};
+    use crate::wire::{Direction, GrantedSocket, QueueLock, RingSizes, SocketKind, XdpMode, ZeroCopy};
 
     pub(crate) fn acquired() -> Acquired {
         let socket = |queue, socket_file_descriptor| GrantedSocket {
@@ -131,11 +131,15 @@ pub(crate) mod tests {
             interface: "eth0".parse().unwrap(),
             interface_index: 3,
             rule: "tenant".into(),
+            kind: SocketKind::Prepared,
+            direction: Direction::RxTx,
             queue_lock: QueueLock::None,
             xdp: XdpMode::Native,
             zero_copy: ZeroCopy::Allowed,
             rings: RingSizes::default(),
             activate_within_ms: 5000,
+            umem: None,
+            umem_file_descriptor: None,
             sockets: vec![socket(4, 1), socket(5, 0)],
         }
     }

@@ -59,7 +59,7 @@ pub(crate) struct Rings {
 impl Opened {
     /// Registers the umem with the socket.
     pub(crate) fn register(&self, umem: &Umem) -> Result<(), Error> {
-        sys::register_umem(&self.socket, umem.memory(), umem.chunk_bytes()).map_err(|cause| {
+        sys::register_umem(&self.socket, umem.memory(), umem.chunk_bytes(), 0).map_err(|cause| {
             match Errno::from_io_error(&cause) {
                 Some(Errno::NOBUFS) => memlock(umem),
                 _ => self.failed("XDP_UMEM_REG", cause),

@@ -4,13 +4,14 @@
 //! The broker and the client share this file. It keeps no state, and no error is explained here: callers know
 //! the object, and say what to do. Facts are cited by the kernel's source function, as of Linux 6.12.
 
-#![expect(unsafe_code, reason = "mmap, and one socket option that rustix does not have")]
+#![expect(unsafe_code, reason = "mmap")]
 
 mod fds;
+mod option;
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
 use rustix::io::Errno;
@@ -21,6 +22,7 @@ use rustix::net::xdp::{
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
 
 pub use fds::{MAX_FDS, ReceiveError, receive_with_fds};
+pub use option::{confine_to_device, set_busy_poll};
 
 /// Flags of a bind, by their kernel names. Never none at all: without `XDP_COPY` or `XDP_ZEROCOPY` the kernel
 /// chooses, and in zero-copy mode a socket reads its whole queue (`xp_assign_dev`, net/xdp/xsk_buff_pool.c).
@@ -97,35 +99,6 @@ pub fn xdp_socket() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Confines an unbound socket to one device of its network namespace: a bind to any other is then EINVAL
-/// (`xsk_bind`, net/xdp/xsk.c), and whoever lacks CAP_NET_RAW cannot change or clear it
-/// (`sock_bindtoindex_locked`, net/core/sock.c). It does not confine the queue.
-///
-/// By index, not by name: a device renamed in the meantime is still the same one. From Linux 5.0.
-///
-/// # Errors
-///
-/// EPERM where the socket is confined already and the caller lacks the capability.
-pub fn confine_to_device(socket: impl AsFd, interface_index: u32) -> io::Result<()> {
-    let index = i32::try_from(interface_index).map_err(|_| Errno::INVAL)?;
-    let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(|_| Errno::INVAL)?;
-    let value = ptr::from_ref::<libc::c_int>(&index).cast::<c_void>();
-    // SAFETY: the fd is borrowed and so open; `value` points to `length` bytes of a live local.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_BINDTOIFINDEX,
-            value,
-            length,
-        )
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// Allocates a ring. Its memory is charged to nobody, so that whoever may call this chooses how much it is.
 ///
 /// # Errors
@@ -151,13 +124,19 @@ pub fn create_ring(socket: impl AsFd, ring: Ring, entries: u32) -> io::Result<()
 /// # Errors
 ///
 /// ENOBUFS above RLIMIT_MEMLOCK, EBUSY where the socket has a umem or is bound, EINVAL for chunks that are not a
-/// power of two from 2048 to the page size, EFAULT for memory that cannot be pinned for writing.
-pub fn register_umem(socket: impl AsFd, memory: &Mapping, chunk_bytes: u32) -> io::Result<()> {
+/// power of two from 2048 to the page size and for a headroom that leaves no room, EFAULT for memory that cannot be
+/// pinned for writing.
+pub fn register_umem(
+    socket: impl AsFd,
+    memory: &Mapping,
+    chunk_bytes: u32,
+    headroom_bytes: u32,
+) -> io::Result<()> {
     let registration = XdpUmemReg {
         addr: memory.address(),
         len: u64::try_from(memory.len()).map_err(|_| Errno::INVAL)?,
         chunk_size: chunk_bytes,
-        headroom: 0,
+        headroom: headroom_bytes,
         flags: XdpUmemRegFlags::empty(),
         tx_metadata_len: 0,
     };
@@ -308,7 +287,8 @@ impl Mapping {
     pub fn new(fd: impl AsFd, offset: u64, bytes: usize, prefault: Prefault) -> io::Result<Self> {
         let flags = match prefault {
             Prefault::Yes => MapFlags::SHARED | MapFlags::POPULATE,
-            Prefault::No => MapFlags::SHARED,
+            // Huge pages are not taken from their pool for a mapping that may never touch them.
+            Prefault::No => MapFlags::SHARED | MapFlags::NORESERVE,
         };
         // SAFETY: without MAP_FIXED the kernel picks addresses that nothing uses, so no existing object changes.
         let start = unsafe {
@@ -336,7 +316,8 @@ impl Mapping {
         self.bytes
     }
 
-    fn address(&self) -> u64 {
+    /// The address of its first byte, as system calls take it.
+    pub fn address(&self) -> u64 {
         // An address fits in 64 bits on every machine that Linux runs on.
         self.start.addr().get() as u64
     }

@@ -7,6 +7,10 @@
     reason = "tests panic, they do not return errors"
 )]
 
+mod bound_lease;
+mod bound_scene;
+mod bound_sealed;
+mod bound_umem;
 mod broker_crash;
 mod cli_words;
 mod fixture_leaks;
@@ -52,5 +56,6 @@ e2e::bodies![
     wire_fds::receive_both_ways,
     wire_zlink::zlink_client,
     puppet_body::puppet,
+    bound_umem::reflect_as_bound,
     shared_umem::bridge,
 ];

@@ -36,6 +36,8 @@ pub(crate) enum Order {
     },
     /// Binds the first socket of a lease by hand to whatever it is told.
     BindTo { lease: u64, index: u32, queue: u32 },
+    /// `Bind`, and nothing with what comes back.
+    BrokerBind { lease: u64 },
     /// `Activate`
     Activate { lease: u64 },
     /// `Release`

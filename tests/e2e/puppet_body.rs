@@ -82,6 +82,7 @@ impl Puppet {
                 chunks,
             } => self.bind(lease, chunk_bytes, chunks),
             Order::BindTo { lease, index, queue } => self.bind_to(lease, index, queue),
+            Order::BrokerBind { lease } => value(self.broker()?.bind(lease)?.0),
             Order::Activate { lease } => value(self.broker()?.activate(lease)?),
             Order::Release { lease } => value(self.broker()?.release(lease)?),
             Order::Close { lease } => value(self.leases.remove(&lease).is_some()),
@@ -147,7 +148,7 @@ impl Puppet {
             let file = rustix::fs::memfd_create("by hand", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
             rustix::fs::ftruncate(&file, u64::from(BYTES)).unwrap();
             let mapping = Mapping::new(&file, 0, usize::try_from(BYTES).unwrap(), Prefault::Yes).unwrap();
-            sys::register_umem(socket, &mapping, BYTES).unwrap();
+            sys::register_umem(socket, &mapping, BYTES, 0).unwrap();
             held.memory = Some((mapping, file.into()));
         }
         sys::bind(socket, index, queue, BindFlags::XDP_COPY).map_err(|error| Failure {

@@ -6,8 +6,9 @@ use e2e::raw_client::{INTERFACE, RawClient};
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use serde_json::{Value, json};
-use xsk_client::wire::BrokerError;
-use xsk_client::{BindOptions, Broker, Grant, Request, Umem, UmemOptions};
+use xsk_client::sys::{Mapping, Prefault};
+use xsk_client::wire::{Acquire, BrokerError, ModeWish, SocketKind};
+use xsk_client::{BindOptions, Broker, CallError, Grant, Request, Umem, UmemOptions};
 
 use crate::scene::{EVERY_INTERFACE, Scene, allow, tenant_rule};
 use crate::varlink_file::VarlinkFile;
@@ -96,6 +97,7 @@ fn every_method_answers_as_the_file_says() {
     let scene = Scene::with_policy(&world, |tenant| {
         tenant_rule(tenant)
             + &allow("beyond", tenant, "eth0", "4-20")
+            + &allow("bound", tenant, "eth0", "5-7").replace("prepared", "bound")
             + &allow("gone", tenant, "gone0", "0")
             + &allow("one", other.number(), "eth0", "1-7")
             + "limits = { queues = 1 }\n"
@@ -150,6 +152,8 @@ fn every_method_answers_as_the_file_says() {
     checker.call(&mut operator, "ListLeases", &json!({}));
     checker.call(&mut operator, "GetStatus", &json!({}));
 
+    bind_as_the_file_says(&mut checker, &scene);
+
     // Every error that a client can bring about.
     let mut second = scene.client_of(&other);
     checker.call(&mut client, "Acquire", &acquire("eth1", 1));
@@ -169,9 +173,55 @@ fn every_method_answers_as_the_file_says() {
     assert_eq!(checker.methods, methods);
     let errors: BTreeSet<&str> = checker.file.errors.keys().map(String::as_str).collect();
     let seen: BTreeSet<&str> = checker.errors.iter().map(String::as_str).collect();
-    // A rogue bind and a mode that is not allowed have tests of their own, a failure of the broker's own nobody can order.
+    // A rogue bind and a mode that is not allowed have tests of their own, a failure of the broker's own or an old kernel
+    // nobody can order.
     let unseen: Vec<_> = errors.difference(&seen).copied().collect();
-    assert_eq!(unseen, ["BoundElsewhere", "Failed", "ModeNotAllowed"]);
+    assert_eq!(
+        unseen,
+        [
+            "BoundElsewhere",
+            "Failed",
+            "ModeNotAllowed",
+            "SocketKindUnsupported"
+        ]
+    );
+}
+
+/// Sockets of kind `bound`, for which a client needs the fd of the umem.
+fn bind_as_the_file_says(checker: &mut Checker, scene: &Scene<'_>) {
+    let socket = scene.broker.paths().socket();
+    let calls = || {
+        let mut broker = Broker::connect_to(&socket).unwrap();
+        let mut replies = Vec::new();
+        let mut bind = |broker: &mut Broker, lease| {
+            let reply = match broker.bind(lease) {
+                Ok((reply, _sockets)) => json!({ "parameters": reply }),
+                Err(CallError::Refused { cause, .. }) => serde_json::to_value(cause).unwrap(),
+                Err(other) => panic!("{other}"),
+            };
+            replies.push(("Bind", reply));
+        };
+        let wish = Acquire::new("eth0:5".parse().unwrap(), SocketKind::Bound);
+        let (acquired, memfd) = broker.acquire(&wish).unwrap();
+        bind(&mut broker, acquired.lease);
+        let bytes = usize::try_from(acquired.umem.unwrap().bytes()).unwrap();
+        let _memory = Mapping::new(&memfd[0], 0, bytes, Prefault::Yes).unwrap();
+        bind(&mut broker, acquired.lease);
+        bind(&mut broker, acquired.lease);
+        let wish = Acquire {
+            mode: Some(ModeWish::ZeroCopy),
+            ..Acquire::new("eth0:6".parse().unwrap(), SocketKind::Bound)
+        };
+        let (other, memfd) = broker.acquire(&wish).unwrap();
+        let _memory = Mapping::new(&memfd[0], 0, bytes, Prefault::Yes).unwrap();
+        bind(&mut broker, other.lease);
+        replies.push(("Acquire", json!({ "parameters": acquired })));
+        replies
+    };
+    let replies = scene.world.run_as(Side::Host, &scene.uid.user(), calls).unwrap();
+    for (method, reply) in replies {
+        checker.check(method, &reply);
+    }
 }
 
 #[test]

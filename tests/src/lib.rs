@@ -14,6 +14,7 @@ pub mod ethtool;
 pub mod holder;
 pub mod instructions;
 pub mod leaks;
+pub mod memory_cgroup;
 pub mod namespace;
 pub mod netlink;
 pub mod nics;

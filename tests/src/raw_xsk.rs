@@ -9,6 +9,7 @@
 
 use std::ffi::c_void;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -59,11 +60,49 @@ pub fn is_bound(socket: impl AsFd) -> rustix::io::Result<bool> {
     }
 }
 
-/// A socket with a umem and all four rings, mapped. The first half of its frames is for receiving.
+/// How many entries the rings of a socket have.
+#[derive(Debug, Clone, Copy)]
+pub struct RingEntries {
+    /// Of the fill ring.
+    pub fill: u32,
+    /// Of the completion ring.
+    pub completion: u32,
+    /// Of the RX ring, if there is one.
+    pub rx: Option<u32>,
+    /// Of the TX ring, if there is one.
+    pub tx: Option<u32>,
+}
+
+impl RingEntries {
+    /// All four, with so many entries each.
+    pub fn all(entries: u32) -> Self {
+        Self {
+            fill: entries,
+            completion: entries,
+            rx: Some(entries),
+            tx: Some(entries),
+        }
+    }
+}
+
+/// Whether a socket prefers busy polling (1 or 0), and for how many microseconds it does. Its budget cannot be read
+/// (`sk_getsockopt`, net/core/sock.c).
+pub fn busy_poll(socket: impl AsFd) -> io::Result<(i32, i32)> {
+    let ask = |name| crate::sys::socket_option(&socket, libc::SOL_SOCKET, name);
+    Ok((ask(libc::SO_PREFER_BUSY_POLL)?, ask(libc::SO_BUSY_POLL)?))
+}
+
+/// `SO_BUSY_POLL_BUDGET`
+pub fn set_busy_poll_budget(socket: impl AsFd, packets: i32) -> io::Result<()> {
+    let value = packets.to_ne_bytes();
+    crate::sys::set_socket_option(socket, libc::SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET, &value)
+}
+
+/// A socket with a umem and its rings, mapped. The first half of its frames is for receiving.
 #[derive(Debug)]
 pub struct RawXsk {
-    rx: Ring,
-    tx: Ring,
+    rx: Option<Ring>,
+    tx: Option<Ring>,
     fill: Ring,
     completion: Ring,
     umem: Mapping,
@@ -96,24 +135,51 @@ impl RawXsk {
         sockopt::set_xdp_umem_completion_ring_size(&socket, frames).context("XDP_UMEM_COMPLETION_RING")?;
         sockopt::set_xdp_rx_ring_size(&socket, frames).context("XDP_RX_RING")?;
         sockopt::set_xdp_tx_ring_size(&socket, frames).context("XDP_TX_RING")?;
+        let rings = RingEntries::all(frames);
+        Self::over(socket, umem, 0..frames, rings)
+    }
+
+    /// The same with a socket that somebody else has bound, over memory that was registered with it. `frames` are those of
+    /// the memory that are for this socket, and `rings` those that it was given.
+    pub fn over_bound(
+        socket: OwnedFd,
+        memory: impl AsFd,
+        frames: Range<u32>,
+        rings: RingEntries,
+    ) -> Result<Self> {
+        let umem = Mapping::of_file(memory, frames.end * CHUNK_BYTES)?;
+        Self::over(socket, umem, frames, rings)
+    }
+
+    fn over(socket: OwnedFd, umem: Mapping, frames: Range<u32>, rings: RingEntries) -> Result<Self> {
         let at = sockopt::xdp_mmap_offsets(&socket).context("XDP_MMAP_OFFSETS")?;
-        let ring = |offsets, page, entry| Ring::map(&socket, page, offsets, entry, frames);
+        let ring = |offsets, page, entry, entries| Ring::map(&socket, page, offsets, entry, entries);
+        let descriptors = |offsets, page, entries: Option<u32>| {
+            entries
+                .map(|entries| ring(offsets, page, size_of::<XdpDesc>(), entries))
+                .transpose()
+        };
         let mut this = Self {
-            rx: ring(at.rx, XDP_PGOFF_RX_RING, size_of::<XdpDesc>())?,
-            tx: ring(at.tx, XDP_PGOFF_TX_RING, size_of::<XdpDesc>())?,
-            fill: ring(at.fr, XDP_UMEM_PGOFF_FILL_RING, size_of::<u64>())?,
-            completion: ring(at.cr, XDP_UMEM_PGOFF_COMPLETION_RING, size_of::<u64>())?,
+            rx: descriptors(at.rx, XDP_PGOFF_RX_RING, rings.rx)?,
+            tx: descriptors(at.tx, XDP_PGOFF_TX_RING, rings.tx)?,
+            fill: ring(at.fr, XDP_UMEM_PGOFF_FILL_RING, size_of::<u64>(), rings.fill)?,
+            completion: ring(
+                at.cr,
+                XDP_UMEM_PGOFF_COMPLETION_RING,
+                size_of::<u64>(),
+                rings.completion,
+            )?,
             umem,
-            frames,
+            frames: frames.end - frames.start,
             free_tx: Vec::new(),
             socket,
         };
-        let receiving = frames.div_ceil(2);
-        for frame in 0..receiving {
-            this.fill.push(u64::from(frame * CHUNK_BYTES));
+        let receiving = frames.start + this.frames.div_ceil(2);
+        let places = |frames: Range<u32>| frames.map(|frame| u64::from(frame * CHUNK_BYTES));
+        for place in places(frames.start..receiving).take(usize::try_from(rings.fill)?) {
+            this.fill.push(place);
         }
-        this.free_tx
-            .extend((receiving..frames).map(|frame| u64::from(frame * CHUNK_BYTES)));
+        this.free_tx.extend(places(receiving..frames.end));
         Ok(this)
     }
 
@@ -144,10 +210,11 @@ impl RawXsk {
     /// Receives one frame; `None` when the time is over.
     pub fn receive(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>> {
         let timeout = Timespec::try_from(timeout).context("a time-out that is too long")?;
-        if self.rx.is_empty() {
+        let rx = self.rx.as_mut().context("no RX ring")?;
+        if rx.is_empty() {
             poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout))?;
         }
-        let Some(descriptor) = self.rx.pop::<XdpDesc>() else {
+        let Some(descriptor) = rx.pop::<XdpDesc>() else {
             return Ok(None);
         };
         let frame = self.umem.read(descriptor.addr, descriptor.len)?;
@@ -161,10 +228,11 @@ impl RawXsk {
         while let Some(address) = self.completion.pop::<u64>() {
             self.free_tx.push(address);
         }
+        let tx = self.tx.as_mut().context("no TX ring")?;
         let address = self.free_tx.pop().context("no free frame")?;
         let len = u32::try_from(frame.len())?;
         self.umem.write(address, frame)?;
-        self.tx.push(XdpDesc {
+        tx.push(XdpDesc {
             addr: address,
             len,
             options: XdpDescOptions::empty(),
@@ -270,6 +338,15 @@ impl Mapping {
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
         // SAFETY: a mapping at an address of the kernel's choice touches no memory that exists.
         let address = unsafe { mmap_anonymous(std::ptr::null_mut(), len, protection, flags) };
+        Self::new(address.context("mmap of the umem")?, len)
+    }
+
+    fn of_file(file: impl AsFd, len: u32) -> Result<Self> {
+        let len = usize::try_from(len)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::POPULATE;
+        // SAFETY: as above.
+        let address = unsafe { mmap(std::ptr::null_mut(), len, protection, flags, file, 0) };
         Self::new(address.context("mmap of the umem")?, len)
     }
 

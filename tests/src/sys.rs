@@ -40,6 +40,24 @@ pub(crate) fn set_socket_option(fd: impl AsFd, level: i32, name: i32, value: &[u
     check(result)
 }
 
+/// `getsockopt(2)` of an option that is an int.
+pub(crate) fn socket_option(fd: impl AsFd, level: i32, name: i32) -> io::Result<i32> {
+    let mut value: libc::c_int = 0;
+    let mut len = u32::try_from(size_of::<libc::c_int>()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the kernel writes at most `len` bytes to `value`, and what it wrote to `len`; both live through the call.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            level,
+            name,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    check(result)?;
+    Ok(value)
+}
+
 /// Bytes that were sent over a unix socket and not read yet (`SIOCOUTQ`, which is `TIOCOUTQ` by another name).
 pub(crate) fn unread_bytes(fd: impl AsFd) -> io::Result<i32> {
     let mut bytes: libc::c_int = 0;

@@ -6,7 +6,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use xsk_client::wire::ZeroCopy;
+use xsk_client::wire::{SocketKind, ZeroCopy};
 
 use super::check_json::Json;
 use super::exit::Exit;
@@ -187,6 +187,25 @@ fn print_rule(rule: &Rule, out: &mut dyn Write) -> io::Result<()> {
             "  zero-copy forbidden: with queue-lock none this is refused on a device whose driver has zero-copy, since\n    \
              nothing keeps a holder that binds by itself from it"
         )?,
+    }
+    if allowance.sockets.contains(&SocketKind::Bound) {
+        let pages = if allowance.hugepages {
+            ", also on huge pages"
+        } else {
+            ""
+        };
+        writeln!(
+            out,
+            "  of kind bound: direction {}; umem of at most {} bytes in all for each user{pages}",
+            allowance.direction, allowance.max_umem_bytes
+        )?;
+    }
+    if allowance.max_busy_poll_budget > 0 {
+        writeln!(
+            out,
+            "  busy polling of at most {} packets at once",
+            allowance.max_busy_poll_budget
+        )?;
     }
     match allowance.insert {
         Insert::WhenBound => Ok(()),

@@ -1,7 +1,7 @@
 //! What `xsk-broker check --json` prints: the whole policy as data, with every diagnostic.
 
 use serde::Serialize;
-use xsk_client::wire::{SocketKind, ZeroCopy};
+use xsk_client::wire::{Direction, SocketKind, ZeroCopy};
 
 use crate::policy::{
     Diagnostic, Effect, Insert, InterfaceSection, Loaded, Position, QueueLockSetting, Rule, Severity,
@@ -104,9 +104,13 @@ struct JsonRule {
 #[serde(rename_all = "camelCase")]
 struct JsonAllowance {
     sockets: Vec<SocketKind>,
+    direction: Direction,
+    hugepages: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_queues: Option<u32>,
     max_ring_entries: u32,
+    max_umem_bytes: u64,
+    max_busy_poll_budget: u16,
     activate_within_ms: u128,
     insert: Insert,
     zero_copy: ZeroCopy,
@@ -118,8 +122,12 @@ impl JsonRule {
             Effect::Deny => None,
             Effect::Allow(allowance) => Some(JsonAllowance {
                 sockets: allowance.sockets.clone(),
+                direction: allowance.direction,
+                hugepages: allowance.hugepages,
                 max_queues: allowance.max_queues,
                 max_ring_entries: allowance.max_ring_entries,
+                max_umem_bytes: allowance.max_umem_bytes,
+                max_busy_poll_budget: allowance.max_busy_poll_budget,
                 activate_within_ms: allowance.activate_within.as_millis(),
                 insert: allowance.insert,
                 zero_copy: allowance.zero_copy,

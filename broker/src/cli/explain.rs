@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use xsk_client::wire::{Explain, Explained, RingSizes, RuleOutcome, SocketKind, Target};
+use xsk_client::wire::{Explain, Explained, RuleOutcome, Target};
 
 use super::exit::Exit;
 use super::output::{self, Sockets, put};
 use super::user::User;
+use super::wish::Wish;
 use crate::identity::Subject;
-use crate::policy::{Ownership, Policy, Request, View};
+use crate::policy::{Ownership, Policy, View};
 
 /// Say which rule would decide about queues, and why.
 ///
@@ -29,9 +30,8 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "USER|UID")]
     user: Option<String>,
 
-    /// Entries of each of the four rings, a power of two [default: 2048]
-    #[arg(long, value_name = "N")]
-    ring_entries: Option<u32>,
+    #[command(flatten)]
+    wish: Wish,
 
     /// Ask this policy in place of the running broker
     #[arg(long, value_name = "FILE", requires = "user")]
@@ -51,28 +51,29 @@ pub struct ExplainArgs {
 ///
 /// As the broker says, or as `check` would about the policy.
 pub fn run(args: &ExplainArgs) -> anyhow::Result<Exit> {
-    let rings = args.ring_entries.map(RingSizes::all);
-    if let Some(rings) = rings {
-        rings.check()?;
-    }
     let user = args.user.as_deref().map(User::look_up).transpose()?;
     let explained = match (&args.policy, user) {
-        (Some(file), Some(user)) => offline(args, file, user, rings)?,
-        (_, user) => ask(args, user, rings)?,
+        (Some(file), Some(user)) => offline(args, file, user)?,
+        (_, user) => ask(args, user)?,
     };
     Ok(if explained.granted { Exit::Ok } else { Exit::Denied })
 }
 
-fn ask(args: &ExplainArgs, user: Option<User>, rings: Option<RingSizes>) -> anyhow::Result<Explained> {
+fn ask(args: &ExplainArgs, user: Option<User>) -> anyhow::Result<Explained> {
     let mut broker = match user {
         Some(_) => args.sockets.connect_as_operator()?,
         None => args.sockets.connect_for_most()?,
     };
+    let wish = args.wish.acquire(args.target.clone())?;
     let request = Explain {
-        interface: args.target.interface.clone(),
-        queues: args.target.queues.clone(),
-        sockets: None,
-        rings,
+        interface: wish.interface,
+        queues: wish.queues,
+        sockets: Some(wish.sockets),
+        direction: wish.direction,
+        mode: wish.mode,
+        umem: wish.umem,
+        rings: wish.rings,
+        busy_poll: wish.busy_poll,
         uid: user.as_ref().map(|user| user.uid),
         gids: user.map(|user| user.groups),
     };
@@ -81,19 +82,9 @@ fn ask(args: &ExplainArgs, user: Option<User>, rings: Option<RingSizes>) -> anyh
     })
 }
 
-fn offline(
-    args: &ExplainArgs,
-    file: &std::path::Path,
-    user: User,
-    rings: Option<RingSizes>,
-) -> anyhow::Result<Explained> {
+fn offline(args: &ExplainArgs, file: &std::path::Path, user: User) -> anyhow::Result<Explained> {
     let policy = Policy::load(file, Ownership::Warn)?.policy;
-    let request = Request {
-        interface: args.target.interface.clone(),
-        queues: args.target.queues.clone(),
-        sockets: SocketKind::Prepared,
-        rings: rings.unwrap_or_default(),
-    };
+    let request = args.wish.acquire(args.target.clone())?.into();
     let subject = Subject {
         uid: user.uid,
         gid: user.gid,

@@ -8,11 +8,12 @@ use std::process::Command;
 use anyhow::Context;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Gid, Uid};
-use xsk_client::wire::{Acquire, RingSizes, SocketKind, Target};
+use xsk_client::wire::{Acquire, Target};
 
 use super::exit::Exit;
 use super::output::BrokerSocket;
 use super::user::User;
+use super::wish::Wish;
 
 /// The first fd that is passed on (sd_listen_fds(3), SD_LISTEN_FDS_START).
 const FIRST_FD: i32 = 3;
@@ -22,7 +23,8 @@ const FIRST_FD: i32 = 3;
 /// This process becomes the command, so the lease lives as long as the command does. It finds its sockets from file
 /// descriptor 3 on, and in its environment LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES (xsk-eth0-4 for queue 4 of eth0),
 /// XSK_LEASE (the broker's reply as JSON) and XSK_BROKER_SOCKET. The command has to bind them and to activate the
-/// lease in time; `Grant::from_env()` of the Rust library does.
+/// lease in time; `Grant::from_env()` of the Rust library does. With --kind bound it finds the umem's memfd
+/// (xsk-eth0-umem) in place of the sockets, which the broker gives it for `Bind`.
 ///
 /// Example: xsk-broker grant eth0:2 --as alice -- ./echo
 #[derive(Debug, clap::Args)]
@@ -35,9 +37,8 @@ pub struct GrantArgs {
     #[arg(long = "as", value_name = "USER|UID")]
     user: Option<String>,
 
-    /// Entries of each of the four rings, a power of two [default: 2048]
-    #[arg(long, value_name = "N")]
-    ring_entries: Option<u32>,
+    #[command(flatten)]
+    wish: Wish,
 
     /// A text for the broker's list and log
     #[arg(long, value_name = "TEXT")]
@@ -57,33 +58,26 @@ pub struct GrantArgs {
 ///
 /// As the broker says, and where the command cannot be run.
 pub fn run(args: GrantArgs) -> anyhow::Result<Exit> {
-    let rings = args.ring_entries.map(RingSizes::all);
-    if let Some(rings) = rings {
-        rings.check()?;
-    }
+    let request = Acquire {
+        label: args.label,
+        ..args.wish.acquire(args.target)?
+    };
     if let Some(user) = &args.user {
         become_user(user)?;
     }
 
     // The connection is closed by exec: a lease lives as long as the process, not the connection.
     let mut broker = args.broker.connect()?;
-    let Target { interface, queues } = args.target;
-    let request = Acquire {
-        interface,
-        queues,
-        sockets: SocketKind::Prepared,
-        rings,
-        label: args.label,
-    };
-    let (lease, sockets) = broker.acquire(&request)?;
+    let (lease, fds) = broker.acquire(&request)?;
 
-    let names: Vec<String> = lease
-        .sockets
-        .iter()
-        .map(|socket| format!("xsk-{}-{}", lease.interface, socket.queue))
+    let sockets = lease.sockets.iter().map(|socket| socket.queue.to_string());
+    let umem = lease.umem_file_descriptor.map(|_| "umem".to_owned());
+    let names: Vec<String> = sockets
+        .chain(umem)
+        .map(|name| format!("xsk-{}-{name}", lease.interface))
         .collect();
     let mappings = (FIRST_FD..)
-        .zip(sockets)
+        .zip(fds)
         .map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd })
         .collect();
     let (program, arguments) = args.command.split_first().context("no command given")?;

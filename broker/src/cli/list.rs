@@ -1,7 +1,7 @@
 //! `xsk-broker list`: who holds what.
 
 use serde_json::json;
-use xsk_client::wire::{Lease, LeaseQueue, Leases};
+use xsk_client::wire::{Lease, LeaseQueue, Leases, SocketKind};
 
 use super::exit::Exit;
 use super::output::{self, Sockets, duration};
@@ -59,6 +59,14 @@ fn text(reply: &Leases) -> String {
     layout(columns, &rows)
 }
 
+/// The kind, and the direction where the kernel holds the socket to one.
+fn sockets(lease: &Lease) -> String {
+    match lease.sockets {
+        SocketKind::Bound => format!("{} {}", lease.sockets, lease.direction),
+        SocketKind::Prepared => lease.sockets.to_string(),
+    }
+}
+
 fn row(lease: &Lease, queue: &LeaseQueue) -> [String; 11] {
     let holder = &lease.holder;
     let gone = if holder.alive { "" } else { " (exited)" };
@@ -67,7 +75,7 @@ fn row(lease: &Lease, queue: &LeaseQueue) -> [String; 11] {
         format!("{}:{}", lease.interface, queue.queue),
         format!("uid {} pid {}{gone}", holder.uid, holder.pid),
         lease.rule.clone(),
-        lease.sockets.to_string(),
+        sockets(lease),
         format!("{}/{}", lease.xdp, queue.mode.map_or("-", |mode| mode.as_str())),
         lease.queue_lock.to_string(),
         lease.state.to_string(),

@@ -12,6 +12,7 @@ pub mod serve;
 pub mod status;
 pub mod table;
 pub mod user;
+pub mod wish;
 
 use std::io;
 use std::process::ExitCode;

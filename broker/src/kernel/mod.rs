@@ -4,10 +4,12 @@
 
 pub mod bpf_link;
 pub mod ethtool;
+pub mod missing_pages;
 pub mod netlink;
 pub mod peer;
 pub mod pins;
 pub mod queue_probe;
 pub mod readable;
 pub mod redirect;
+pub mod umem;
 pub mod xsk;

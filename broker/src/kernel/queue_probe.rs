@@ -141,7 +141,7 @@ fn unbound_socket() -> io::Result<OwnedFd> {
     rustix::fs::ftruncate(&memory, u64::from(CHUNK_BYTES))?;
     let mapping = Mapping::new(&memory, 0, PAGE_BYTES, Prefault::No)?;
     let socket = sys::xdp_socket()?;
-    sys::register_umem(&socket, &mapping, CHUNK_BYTES)?;
+    sys::register_umem(&socket, &mapping, CHUNK_BYTES, 0)?;
     for ring in [Ring::Fill, Ring::Completion, Ring::Rx] {
         sys::create_ring(&socket, ring, 1)?;
     }

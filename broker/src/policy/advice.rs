@@ -1,12 +1,12 @@
 //! What to write into the policy so that a refused request is allowed: exact TOML, and where it goes.
 
-use xsk_client::wire::SocketKind;
+use xsk_client::wire::{Direction, SocketKind};
 
 use crate::identity::Subject;
 
 use super::mistake::{section_header, toml_text};
 use super::refusal::Why;
-use super::rule::{Allowance, Effect, Rule};
+use super::rule::{Allowance, DEFAULT_RING_ENTRIES, DEFAULT_UMEM_BYTES, Effect, Rule};
 use super::{Policy, QueueRanges, Request};
 
 /// Text for the operator.
@@ -76,21 +76,66 @@ fn first_change(policy: &Policy, subject: &Subject, request: &Request, why: &Why
             let kinds: Vec<String> = kinds.iter().map(|kind| toml_text(kind.as_str())).collect();
             format!("sockets = [{}]", kinds.join(", "))
         }),
+        Why::DirectionNotAllowed { rule, allowed } => in_rule(policy, rule, |_, _| {
+            let both = match request.direction {
+                direction if direction.covers(*allowed) => direction,
+                _ => Direction::RxTx,
+            };
+            format!("direction = \"{both}\"")
+        }),
+        Why::ModeNotAllowed { rule, .. } => {
+            in_rule(policy, rule, |_, _| "zero-copy = \"allowed\"".to_owned())
+        }
+        Why::NoHugepages { rule } => in_rule(policy, rule, |_, _| "hugepages = true".to_owned()),
+        Why::UmemTooLarge { rule, .. } => in_rule(policy, rule, |_, allowance| {
+            let umem_bytes = request.umem.map(|umem| umem.bytes());
+            limits(allowance, |limit| match limit {
+                "umem-bytes" => umem_bytes,
+                _ => None,
+            })
+        }),
+        Why::BusyPollTooLarge { rule, .. } => in_rule(policy, rule, |_, allowance| {
+            let budget = request.busy_poll.map(|busy_poll| busy_poll.budget.into());
+            limits(allowance, |limit| match limit {
+                "busy-poll-budget" => budget,
+                _ => None,
+            })
+        }),
         Why::TooManyQueues { rule, .. } => in_rule(policy, rule, |_, allowance| {
-            let ring_entries = allowance.max_ring_entries;
-            format!(
-                "limits = {{ queues = {}, ring-entries = {ring_entries} }}",
-                request.queues.len()
-            )
+            let queues = u64::try_from(request.queues.len()).ok();
+            limits(allowance, |limit| match limit {
+                "queues" => queues,
+                _ => None,
+            })
         }),
         Why::RingTooLarge { rule, .. } => in_rule(policy, rule, |_, allowance| {
-            let ring_entries = request.rings.largest();
-            match allowance.max_queues {
-                Some(queues) => format!("limits = {{ queues = {queues}, ring-entries = {ring_entries} }}"),
-                None => format!("limits = {{ ring-entries = {ring_entries} }}"),
-            }
+            limits(allowance, |limit| match limit {
+                "ring-entries" => Some(request.rings.largest().into()),
+                _ => None,
+            })
         }),
     }
+}
+
+/// The limits of a rule with another value for one of them. What is left out of the policy is left out here, too.
+fn limits(allowance: &Allowance, changed: impl Fn(&str) -> Option<u64>) -> String {
+    let has = [
+        ("queues", allowance.max_queues.map(u64::from)),
+        ("ring-entries", Some(allowance.max_ring_entries.into())),
+        (
+            "umem-bytes",
+            Some(allowance.max_umem_bytes).filter(|bytes| *bytes != DEFAULT_UMEM_BYTES),
+        ),
+        (
+            "busy-poll-budget",
+            Some(allowance.max_busy_poll_budget.into()).filter(|budget| *budget != 0),
+        ),
+    ];
+    let lines = has.into_iter().filter_map(|(limit, value)| {
+        let value = changed(limit).or(value)?;
+        Some(format!("{limit} = {value}"))
+    });
+    format!("limits = {{ {} }}", lines.collect::<Vec<_>>().join(", "))
 }
 
 /// Several kinds of sockets in a sentence.
@@ -157,9 +202,26 @@ fn allow_rule(policy: &Policy, subject: &Subject, request: &Request) -> String {
         request.queues,
         request.sockets,
     );
-    if request.rings.largest() > super::rule::DEFAULT_RING_ENTRIES {
-        let ring_entries = request.rings.largest();
-        rule.push_str(&format!("\nlimits = {{ ring-entries = {ring_entries} }}"));
+    if request.direction != Direction::RxTx {
+        rule.push_str(&format!("\ndirection = \"{}\"", request.direction));
+    }
+    if request.umem.is_some_and(|umem| umem.hugepages) {
+        rule.push_str("\nhugepages = true");
+    }
+    let (ring_entries, umem_bytes) = (
+        request.rings.largest(),
+        request.umem.map_or(0, |umem| umem.bytes()),
+    );
+    let above = [
+        (ring_entries > DEFAULT_RING_ENTRIES).then(|| format!("ring-entries = {ring_entries}")),
+        (umem_bytes > DEFAULT_UMEM_BYTES).then(|| format!("umem-bytes = {umem_bytes}")),
+        request
+            .busy_poll
+            .map(|busy_poll| format!("busy-poll-budget = {}", busy_poll.budget)),
+    ];
+    let limits: Vec<String> = above.into_iter().flatten().collect();
+    if !limits.is_empty() {
+        rule.push_str(&format!("\nlimits = {{ {} }}", limits.join(", ")));
     }
     rule
 }

@@ -6,7 +6,9 @@
 
 use std::time::Duration;
 
-use xsk_client::wire::{InterfaceName, QueueSet, RingSizes, SocketKind, ZeroCopy};
+use xsk_client::wire::{
+    BusyPoll, Direction, InterfaceName, ModeWish, QueueSet, RingSizes, SocketKind, UmemShape, ZeroCopy,
+};
 
 use crate::identity::Subject;
 
@@ -34,6 +36,7 @@ pub struct Terms {
     request: Request,
     settings: InterfaceSettings,
     max_queues: Option<u32>,
+    max_umem_bytes: u64,
     activate_within: Duration,
     insert: Insert,
     zero_copy: ZeroCopy,
@@ -60,9 +63,36 @@ impl Terms {
         self.request.sockets
     }
 
+    /// Which way frames go.
+    pub fn direction(&self) -> Direction {
+        self.request.direction
+    }
+
+    /// In which mode the broker binds, where it does. Copy for who only sends, since the memory of a zero-copy socket
+    /// sees what arrives at its queue even without an RX ring.
+    pub fn mode(&self) -> ModeWish {
+        match (self.request.direction, self.zero_copy, self.request.mode) {
+            (Direction::Tx, ..) | (_, ZeroCopy::Forbidden, _) | (_, ZeroCopy::Allowed, None) => {
+                ModeWish::Copy
+            }
+            (_, ZeroCopy::Required, _) => ModeWish::ZeroCopy,
+            (_, ZeroCopy::Allowed, Some(mode)) => mode,
+        }
+    }
+
+    /// The umem, where the broker registers it.
+    pub fn umem(&self) -> Option<UmemShape> {
+        self.request.umem
+    }
+
     /// How large the rings are.
     pub fn rings(&self) -> RingSizes {
-        self.request.rings
+        self.request.rings.of_direction(self.request.direction)
+    }
+
+    /// Busy polling from the start.
+    pub fn busy_poll(&self) -> Option<BusyPoll> {
+        self.request.busy_poll
     }
 
     /// What holds for the device.
@@ -73,6 +103,11 @@ impl Terms {
     /// How many queues one uid may hold by this rule at a time, these included; `None`: as many as the rule has.
     pub fn max_queues(&self) -> Option<u32> {
         self.max_queues
+    }
+
+    /// How much umem the broker registers for one uid by this rule at a time, this one included.
+    pub fn max_umem_bytes(&self) -> u64 {
+        self.max_umem_bytes
     }
 
     /// How long the holder has to activate the lease.
@@ -100,6 +135,7 @@ impl Policy {
                 request: request.clone(),
                 settings: granted.section.settings.clone(),
                 max_queues: granted.allowance.max_queues,
+                max_umem_bytes: granted.allowance.max_umem_bytes,
                 activate_within: granted.allowance.activate_within,
                 insert: granted.allowance.insert,
                 zero_copy: granted.allowance.zero_copy,
@@ -190,6 +226,11 @@ impl Policy {
                 }
             }
             Difference::Kind { allowed } => Why::KindNotAllowed { rule, allowed },
+            Difference::Direction { allowed } => Why::DirectionNotAllowed { rule, allowed },
+            Difference::Mode { zero_copy } => Why::ModeNotAllowed { rule, zero_copy },
+            Difference::Hugepages => Why::NoHugepages { rule },
+            Difference::UmemLimit { limit } => Why::UmemTooLarge { rule, limit },
+            Difference::BusyPollLimit { limit } => Why::BusyPollTooLarge { rule, limit },
             Difference::QueueLimit { limit } => Why::TooManyQueues { rule, limit },
             Difference::RingLimit { limit } => Why::RingTooLarge { rule, limit },
         }
@@ -227,6 +268,19 @@ pub(super) enum Difference {
     Kind {
         allowed: Vec<SocketKind>,
     },
+    Direction {
+        allowed: Direction,
+    },
+    Mode {
+        zero_copy: ZeroCopy,
+    },
+    Hugepages,
+    UmemLimit {
+        limit: u64,
+    },
+    BusyPollLimit {
+        limit: u16,
+    },
     QueueLimit {
         limit: u32,
     },
@@ -263,12 +317,43 @@ impl Rule {
             let allowed = allowance.sockets.clone();
             return Some(Difference::Kind { allowed });
         }
+        if !allowance.direction.covers(request.direction) {
+            let allowed = allowance.direction;
+            return Some(Difference::Direction { allowed });
+        }
+        if !admits(allowance.zero_copy, request) {
+            let zero_copy = allowance.zero_copy;
+            return Some(Difference::Mode { zero_copy });
+        }
+        if request.umem.is_some_and(|umem| umem.hugepages) && !allowance.hugepages {
+            return Some(Difference::Hugepages);
+        }
+        let budget = request.busy_poll.map_or(0, |busy_poll| busy_poll.budget.max(1));
+        let limit = allowance.max_busy_poll_budget;
+        if budget > limit {
+            return Some(Difference::BusyPollLimit { limit });
+        }
         // A request that alone is above the limit can never be granted; what others hold is charged later.
         let asked = u32::try_from(request.queues.len()).unwrap_or(u32::MAX);
         if let Some(limit) = allowance.max_queues.filter(|limit| asked > *limit) {
             return Some(Difference::QueueLimit { limit });
         }
+        let limit = allowance.max_umem_bytes;
+        if request.umem.is_some_and(|umem| umem.bytes() > limit) {
+            return Some(Difference::UmemLimit { limit });
+        }
         let limit = allowance.max_ring_entries;
         (request.rings.largest() > limit).then_some(Difference::RingLimit { limit })
+    }
+}
+
+/// Whether the broker could bind as it is asked to. Of sockets that others bind, the device and the bind decide.
+fn admits(zero_copy: ZeroCopy, request: &Request) -> bool {
+    match (request.sockets, zero_copy, request.mode) {
+        (SocketKind::Bound, ZeroCopy::Required, mode) => {
+            mode != Some(ModeWish::Copy) && request.direction != Direction::Tx
+        }
+        (SocketKind::Bound, ZeroCopy::Forbidden, mode) => mode != Some(ModeWish::ZeroCopy),
+        _ => true,
     }
 }

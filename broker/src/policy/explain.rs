@@ -149,6 +149,14 @@ impl Policy {
                     request.sockets
                 )
             }
+            Difference::Direction { allowed } => {
+                format!("gives direction {allowed}, not {}", request.direction)
+            }
+            Difference::Mode { zero_copy } => format!("has zero-copy {zero_copy}"),
+            Difference::Hugepages => "gives no umem on huge pages".to_owned(),
+            Difference::UmemLimit { limit } => format!("gives umems of at most {limit} bytes"),
+            Difference::BusyPollLimit { limit: 0 } => "gives no busy polling".to_owned(),
+            Difference::BusyPollLimit { limit } => format!("gives a busy-poll budget of at most {limit}"),
             Difference::QueueLimit { limit } => {
                 format!(
                     "gives {} at a time, not {}",

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use xsk_client::wire::{Direction, SocketKind};
+
 use super::diagnostic::harmless;
 use super::queues::QueuesError;
 
@@ -74,11 +76,15 @@ pub(super) enum Mistake {
     OutOfRange {
         key: &'static str,
         value: String,
-        min: u32,
-        max: u32,
+        min: u64,
+        max: u64,
     },
     #[error("`ring-entries` is {0}, it must be a power of two as the kernel's rings are")]
     NotPowerOfTwo(u32),
+    #[error(
+        "`direction = \"{direction}\"` cannot be kept for sockets {kind}, whose holder has the rings of both directions"
+    )]
+    DirectionNotKept { direction: Direction, kind: SocketKind },
     #[error("{section} without `{key}`")]
     MissingKey {
         section: Section,
@@ -203,6 +209,9 @@ impl Mistake {
                 Some(above) => format!("write {} or {above}", above / 2),
                 None => return None,
             },
+            Self::DirectionNotKept { .. } => {
+                "write `sockets = [\"bound\"]`; or leave `direction` out, and give both".to_owned()
+            }
             Self::MissingKey { example, .. } => format!("add `{example}`"),
             Self::EmptyList("interface") => {
                 "name an interface, or \"*\" for all that have a section".to_owned()

@@ -25,7 +25,9 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use xsk_client::wire::{InterfaceName, QueueSet, RingSizes, SocketKind};
+use xsk_client::wire::{
+    Acquire, BusyPoll, Direction, InterfaceName, ModeWish, QueueSet, RingSizes, SocketKind, UmemShape,
+};
 
 use crate::identity::Subject;
 
@@ -51,8 +53,32 @@ pub struct Request {
     pub queues: QueueSet,
     /// In which state the sockets are to leave the broker.
     pub sockets: SocketKind,
+    /// Which way frames are to go.
+    pub direction: Direction,
+    /// In which mode the broker is to bind, where it does; `None`: as the rule has it.
+    pub mode: Option<ModeWish>,
+    /// The umem, where the broker registers it.
+    pub umem: Option<UmemShape>,
     /// How large the rings are to be.
     pub rings: RingSizes,
+    /// Busy polling from the start.
+    pub busy_poll: Option<BusyPoll>,
+}
+
+impl From<Acquire> for Request {
+    /// What is left out is what the protocol says of it.
+    fn from(call: Acquire) -> Self {
+        Self {
+            umem: (call.sockets == SocketKind::Bound).then(|| call.umem.unwrap_or_default()),
+            interface: call.interface,
+            queues: call.queues,
+            sockets: call.sockets,
+            direction: call.direction.unwrap_or_default(),
+            mode: call.mode,
+            rings: call.rings.unwrap_or_default(),
+            busy_poll: call.busy_poll,
+        }
+    }
 }
 
 /// Rules and settings of devices, checked and resolved.

@@ -4,7 +4,7 @@
 //! Invariant: to a peer, a device without a section, one that does not exist, a deny rule and the lack of any rule
 //! look alike, word for word. It learns neither which devices there are nor what others may have.
 
-use xsk_client::wire::{BrokerError, QueueSet, SocketKind, Target};
+use xsk_client::wire::{BrokerError, Direction, ModeWish, QueueSet, SocketKind, Target, ZeroCopy};
 
 use super::queues::QueueRanges;
 use super::{Request, advice};
@@ -15,8 +15,7 @@ pub struct Refusal {
     uid: u32,
     caller: String,
     target: Target,
-    largest_ring: u32,
-    sockets: SocketKind,
+    request: Request,
     why: Why,
     advice: String,
 }
@@ -56,6 +55,39 @@ pub enum Why {
         /// What it lists.
         allowed: Vec<SocketKind>,
     },
+    /// A direction that the rule does not give.
+    DirectionNotAllowed {
+        /// The rule.
+        rule: String,
+        /// What it gives.
+        allowed: Direction,
+    },
+    /// A mode in which the broker does not bind by this rule.
+    ModeNotAllowed {
+        /// The rule.
+        rule: String,
+        /// What it says of zero-copy.
+        zero_copy: ZeroCopy,
+    },
+    /// A umem on huge pages.
+    NoHugepages {
+        /// The rule.
+        rule: String,
+    },
+    /// A larger umem than the rule gives.
+    UmemTooLarge {
+        /// The rule.
+        rule: String,
+        /// Its limit, in bytes.
+        limit: u64,
+    },
+    /// Busy polling, or a larger budget of it than the rule gives.
+    BusyPollTooLarge {
+        /// The rule.
+        rule: String,
+        /// Its limit, in packets; 0 for no busy polling.
+        limit: u16,
+    },
     /// More queues at a time than the rule gives.
     TooManyQueues {
         /// The rule.
@@ -92,8 +124,7 @@ impl Refusal {
                 interface: request.interface.clone(),
                 queues: request.queues.clone(),
             },
-            largest_ring: request.rings.largest(),
-            sockets: request.sockets,
+            request: request.clone(),
             why,
             advice,
         }
@@ -170,7 +201,31 @@ impl Refusal {
             Why::KindNotAllowed { rule, allowed } => format!(
                 "rule {rule} gives sockets {}, not {}",
                 advice::words(allowed),
-                self.sockets
+                self.request.sockets
+            ),
+            Why::DirectionNotAllowed { rule, allowed } => {
+                format!(
+                    "rule {rule} gives direction {allowed}, not {}",
+                    self.request.direction
+                )
+            }
+            Why::ModeNotAllowed { rule, zero_copy } => format!(
+                "rule {rule} has `zero-copy = \"{zero_copy}\"`, not mode {}{}",
+                self.request.mode.unwrap_or(ModeWish::Copy),
+                match self.request.direction {
+                    Direction::Tx => ", and who only sends is bound in copy mode",
+                    Direction::Rx | Direction::RxTx => "",
+                }
+            ),
+            Why::NoHugepages { rule } => format!("rule {rule} gives no umem on huge pages"),
+            Why::UmemTooLarge { rule, limit } => format!(
+                "rule {rule} gives umems of at most {limit} bytes, not {}",
+                self.request.umem.map_or(0, |umem| umem.bytes())
+            ),
+            Why::BusyPollTooLarge { rule, limit: 0 } => format!("rule {rule} gives no busy polling"),
+            Why::BusyPollTooLarge { rule, limit } => format!(
+                "rule {rule} gives busy polling with a budget of at most {limit}, not {}",
+                self.request.busy_poll.map_or(0, |busy_poll| busy_poll.budget)
             ),
             Why::TooManyQueues { rule, limit } => {
                 format!(
@@ -181,7 +236,7 @@ impl Refusal {
             }
             Why::RingTooLarge { rule, limit } => format!(
                 "rule {rule} gives rings of at most {limit} entries, not {}",
-                self.largest_ring
+                self.request.rings.largest()
             ),
             Why::Reserved {
                 queue,

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use xsk_client::wire::{InterfaceName, SocketKind, ZeroCopy};
+use xsk_client::wire::{Direction, InterfaceName, SocketKind, ZeroCopy};
 
 use super::diagnostic::{Findings, Place};
 use super::interface::{Pattern, read_patterns, read_queues};
@@ -16,6 +16,11 @@ use super::table::{Item, Table};
 
 /// The limit of each ring where a rule names none: twice what the client library asks for by itself.
 pub(super) const DEFAULT_RING_ENTRIES: u32 = 4096;
+/// The limit of umem bytes where a rule names none: memory that the kernel pins though its holder may pin none, by
+/// the broker's CAP_IPC_LOCK.
+pub(super) const DEFAULT_UMEM_BYTES: u64 = 64 << 20;
+/// More than any machine has.
+const MAX_UMEM_BYTES: u64 = 1 << 50;
 /// As in [`RingSizes`](xsk_client::wire::RingSizes). Ring memory is charged to nobody, so a rule sets a lower one.
 const MAX_RING_ENTRIES: u32 = 1 << 20;
 const DEFAULT_ACTIVATE_WITHIN_MS: u32 = 5000;
@@ -48,10 +53,18 @@ pub(crate) enum Effect {
 #[derive(Debug)]
 pub(crate) struct Allowance {
     pub(crate) sockets: Vec<SocketKind>,
+    /// Which way frames may go.
+    pub(crate) direction: Direction,
+    /// Whether umems may be on huge pages.
+    pub(crate) hugepages: bool,
     /// Queues that one user may hold by this rule at a time.
     pub(crate) max_queues: Option<u32>,
     /// Entries of each ring.
     pub(crate) max_ring_entries: u32,
+    /// Umem that the broker registers for one user by this rule at a time.
+    pub(crate) max_umem_bytes: u64,
+    /// Packets of one busy poll; 0 for no busy polling.
+    pub(crate) max_busy_poll_budget: u16,
     pub(crate) activate_within: Duration,
     pub(crate) insert: Insert,
     pub(crate) zero_copy: ZeroCopy,
@@ -187,9 +200,17 @@ fn read_allowance(table: &mut Table<'_>, findings: &mut Findings) -> Option<Allo
     let sockets = table
         .require("sockets", "sockets = [\"prepared\"]", findings)
         .and_then(|item| read_sockets(&item, findings));
+    let direction = match table.take("direction") {
+        Some(item) => read_direction(&item, sockets.as_deref(), findings),
+        None => Some(Direction::RxTx),
+    };
+    let hugepages = match table.take("hugepages") {
+        Some(item) => item.boolean(findings),
+        None => Some(false),
+    };
     let limits = match table.take("limits") {
         Some(item) => read_limits(&item, findings),
-        None => Some((None, DEFAULT_RING_ENTRIES)),
+        None => Some(Limits::default()),
     };
     let activate_within_ms = match table.take("activate-within-ms") {
         Some(item) => item.number(MIN_ACTIVATE_WITHIN_MS, MAX_ACTIVATE_WITHIN_MS, findings),
@@ -209,11 +230,15 @@ fn read_allowance(table: &mut Table<'_>, findings: &mut Findings) -> Option<Allo
         }
         None => Some(ZeroCopy::default()),
     };
-    let (max_queues, max_ring_entries) = limits?;
+    let limits = limits?;
     Some(Allowance {
         sockets: sockets?,
-        max_queues,
-        max_ring_entries,
+        direction: direction?,
+        hugepages: hugepages?,
+        max_queues: limits.queues,
+        max_ring_entries: limits.ring_entries,
+        max_umem_bytes: limits.umem_bytes,
+        max_busy_poll_budget: limits.busy_poll_budget,
         activate_within: Duration::from_millis(activate_within_ms?.into()),
         insert: insert?,
         zero_copy: zero_copy?,
@@ -221,7 +246,7 @@ fn read_allowance(table: &mut Table<'_>, findings: &mut Findings) -> Option<Allo
 }
 
 fn read_sockets(item: &Item<'_>, findings: &mut Findings) -> Option<Vec<SocketKind>> {
-    const LATER: [&str; 2] = ["bound", "bare"];
+    const LATER: [&str; 1] = ["bare"];
     let mut kinds = Vec::new();
     let mut whole = true;
     for entry in item.entries(findings)? {
@@ -258,8 +283,54 @@ fn read_sockets(item: &Item<'_>, findings: &mut Findings) -> Option<Vec<SocketKi
     whole.then_some(kinds)
 }
 
-/// The limits of queues and of ring entries.
-fn read_limits(item: &Item<'_>, findings: &mut Findings) -> Option<(Option<u32>, u32)> {
+/// Reads which way frames may go: less than both only where the kernel holds every socket to it.
+fn read_direction(
+    item: &Item<'_>,
+    sockets: Option<&[SocketKind]>,
+    findings: &mut Findings,
+) -> Option<Direction> {
+    let words: Vec<_> = Direction::ALL
+        .iter()
+        .map(|direction| (direction.as_str(), *direction))
+        .collect();
+    let direction = item.word(&words, findings)?;
+    let not_kept = |kind: &&SocketKind| direction != Direction::RxTx && **kind != SocketKind::Bound;
+    match sockets.unwrap_or_default().iter().find(not_kept) {
+        Some(kind) => {
+            findings.error(
+                &item.place,
+                Mistake::DirectionNotKept {
+                    direction,
+                    kind: *kind,
+                },
+            );
+            None
+        }
+        None => Some(direction),
+    }
+}
+
+/// How much of everything one user may have.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    queues: Option<u32>,
+    ring_entries: u32,
+    umem_bytes: u64,
+    busy_poll_budget: u16,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            queues: None,
+            ring_entries: DEFAULT_RING_ENTRIES,
+            umem_bytes: DEFAULT_UMEM_BYTES,
+            busy_poll_budget: 0,
+        }
+    }
+}
+
+fn read_limits(item: &Item<'_>, findings: &mut Findings) -> Option<Limits> {
     let mut table = item.table(Section::Limits, findings)?;
     let queues = match table.take("queues") {
         Some(item) => item.number(1, MAX_LIMIT_QUEUES, findings).map(Some),
@@ -278,6 +349,19 @@ fn read_limits(item: &Item<'_>, findings: &mut Findings) -> Option<(Option<u32>,
         }
         None => Some(DEFAULT_RING_ENTRIES),
     };
+    let umem_bytes = match table.take("umem-bytes") {
+        Some(item) => item.number64(4096, MAX_UMEM_BYTES, findings),
+        None => Some(DEFAULT_UMEM_BYTES),
+    };
+    let busy_poll_budget = match table.take("busy-poll-budget") {
+        Some(item) => item.number(1, u16::MAX.into(), findings),
+        None => Some(0),
+    };
     table.finish(findings);
-    Some((queues?, ring_entries?))
+    Some(Limits {
+        queues: queues?,
+        ring_entries: ring_entries?,
+        umem_bytes: umem_bytes?,
+        busy_poll_budget: u16::try_from(busy_poll_budget?).ok()?,
+    })
 }

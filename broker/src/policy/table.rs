@@ -144,6 +144,12 @@ impl<'t> Item<'t> {
 
     /// An integer with bounds.
     pub(super) fn number(&self, min: u32, max: u32, findings: &mut Findings) -> Option<u32> {
+        let number = self.number64(min.into(), max.into(), findings)?;
+        u32::try_from(number).ok()
+    }
+
+    /// The same for what may be above 2^32.
+    pub(super) fn number64(&self, min: u64, max: u64, findings: &mut Findings) -> Option<u64> {
         let Some(written) = self.value.as_integer() else {
             let digits = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
             let text = self.value.as_str().filter(digits);
@@ -151,7 +157,7 @@ impl<'t> Item<'t> {
             self.wrong("an integer", write, findings);
             return None;
         };
-        let number = u32::from_str_radix(written.as_str(), written.radix()).ok();
+        let number = u64::from_str_radix(written.as_str(), written.radix()).ok();
         let number = number.filter(|number| (min..=max).contains(number));
         if number.is_none() {
             let mistake = Mistake::OutOfRange {

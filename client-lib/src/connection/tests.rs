@@ -42,13 +42,7 @@ fn reply(text: &str) -> Vec<u8> {
 }
 
 fn acquire(text: &str, fds: usize) -> Result<(Acquired, Vec<OwnedFd>), CallError> {
-    let request = Acquire {
-        interface: "eth0".parse().unwrap(),
-        queues: "2-3".parse().unwrap(),
-        sockets: wire::SocketKind::Prepared,
-        rings: None,
-        label: None,
-    };
+    let request = Acquire::new("eth0:2-3".parse().unwrap(), wire::SocketKind::Prepared);
     broker(vec![(reply(text), fds)]).acquire(&request)
 }
 
@@ -57,6 +51,31 @@ fn fds_come_in_the_order_of_the_sockets_and_unknown_members_are_ignored() {
     let (acquired, fds) = acquire(ACQUIRED, 2).unwrap();
     assert_eq!(acquired.lease, 7);
     assert_eq!(fds.len(), 2);
+}
+
+#[test]
+fn a_umem_comes_in_place_of_sockets() {
+    let bound = ACQUIRED
+        .replace("\"rule\"", "\"kind\":\"bound\",\"umemFileDescriptor\":0,\"rule\"")
+        .split_once("\"sockets\"")
+        .map(|(before, _)| format!("{before}\"sockets\":[]}}}}"))
+        .unwrap();
+    let (acquired, fds) = acquire(&bound, 1).unwrap();
+    assert_eq!((acquired.kind, fds.len()), (wire::SocketKind::Bound, 1));
+    for (text, fds) in [
+        (bound.clone(), 0),
+        (bound.clone(), 2),
+        (bound.replace("Descriptor\":0", "Descriptor\":1"), 1),
+        (bound.replace("\"umemFileDescriptor\":0,", ""), 1),
+    ] {
+        assert!(matches!(
+            acquire(&text, fds),
+            Err(CallError::Protocol {
+                cause: ProtocolError::Fds { .. },
+                ..
+            })
+        ));
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::names::{BindMode, InterfaceName};
+use super::names::{BindMode, InterfaceName, SocketKind};
 
 /// What the broker refuses with.
 ///
@@ -42,7 +42,7 @@ pub enum BrokerError {
     #[error("{message}")]
     #[serde(rename = "org.xskbroker.Broker.QuotaExceeded", rename_all = "camelCase")]
     QuotaExceeded {
-        /// What is limited: `queues`.
+        /// What is limited: `queues`, `umem-bytes`.
         resource: String,
         /// The limit.
         limit: u64,
@@ -115,6 +115,48 @@ pub enum BrokerError {
         queue: u32,
         /// What it was bound in.
         mode: BindMode,
+        /// For people.
+        message: String,
+    },
+    /// `Bind` before all pages of the umem were touched. The lease lives on.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.UmemNotPopulated", rename_all = "camelCase")]
+    UmemNotPopulated {
+        /// The lease.
+        lease: u64,
+        /// The bytes that are there.
+        populated_bytes: u64,
+        /// The bytes that must be.
+        umem_bytes: u64,
+        /// For people.
+        message: String,
+    },
+    /// `Bind` again: the sockets of a lease leave the broker once, so that their rings have one user.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.AlreadyBound")]
+    AlreadyBound {
+        /// The lease.
+        lease: u64,
+        /// For people.
+        message: String,
+    },
+    /// This kernel cannot serve sockets of that kind.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.SocketKindUnsupported")]
+    SocketKindUnsupported {
+        /// The kind.
+        sockets: SocketKind,
+        /// For people.
+        message: String,
+    },
+    /// Zero-copy was wanted or required, and the device does not give it for this queue.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.ZeroCopyUnavailable")]
+    ZeroCopyUnavailable {
+        /// The device.
+        interface: InterfaceName,
+        /// The queue.
+        queue: u32,
         /// For people.
         message: String,
     },

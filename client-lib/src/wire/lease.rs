@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::names::{BindMode, InterfaceName, QueueLock, SocketKind, XdpMode, words};
+use super::socket::Direction;
 
 words! {
     /// How far a lease has come.
@@ -40,6 +41,12 @@ pub struct Lease {
     pub rule: String,
     /// The state in which the sockets left the broker.
     pub sockets: SocketKind,
+    /// Which way frames go.
+    #[serde(default)]
+    pub direction: Direction,
+    /// The length of its umem, where the broker registers it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umem_bytes: Option<u64>,
     /// What confines them to their queues.
     pub queue_lock: QueueLock,
     /// Where the XDP program runs.

@@ -7,8 +7,11 @@ use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 
+use super::acquire::Acquire;
 use super::lease::{Interface, Lease};
-use super::names::{BindMode, InterfaceName, QueueLock, QueueSet, RingSizes, SocketKind, XdpMode, ZeroCopy};
+use super::names::{BindMode, InterfaceName, QueueSet, SocketKind};
+use super::rings::RingSizes;
+use super::socket::{BusyPoll, Direction, ModeWish, UmemShape};
 
 /// What a client sends.
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,65 +46,6 @@ pub struct Reply {
     /// More replies follow.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub continues: bool,
-}
-
-/// `Acquire`: queues of one device, all or none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Acquire {
-    /// The device, by its name in the broker's network namespace.
-    pub interface: InterfaceName,
-    /// Which of its queues.
-    pub queues: QueueSet,
-    /// In which state the sockets are wanted.
-    pub sockets: SocketKind,
-    /// How large rings are wanted.
-    #[serde(
-        default,
-        deserialize_with = "optional_object",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub rings: Option<RingSizes>,
-    /// A text for the log and the list. Never authority.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub label: Option<String>,
-}
-
-/// Reply to `Acquire`. The sockets' fds come with it, in the order of their indexes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Acquired {
-    /// Names the lease in later calls.
-    pub lease: u64,
-    /// The device's name in the broker's network namespace.
-    pub interface: InterfaceName,
-    /// The device's index there; what the sockets are bound with.
-    pub interface_index: u32,
-    /// The rule that gave it.
-    pub rule: String,
-    /// What confines the sockets to their queues.
-    pub queue_lock: QueueLock,
-    /// Where the XDP program runs.
-    pub xdp: XdpMode,
-    /// What the rule says of zero-copy: a lease whose sockets are bound otherwise ends.
-    #[serde(default)]
-    pub zero_copy: ZeroCopy,
-    /// The rings' sizes.
-    pub rings: RingSizes,
-    /// The lease ends if it is not activated within this time.
-    pub activate_within_ms: u64,
-    /// One socket for each queue, ascending by queue.
-    pub sockets: Vec<GrantedSocket>,
-}
-
-/// One socket of a lease.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct GrantedSocket {
-    /// The queue that it is for.
-    pub queue: u32,
-    /// Its place among the fds that came with the reply.
-    pub socket_file_descriptor: u32,
 }
 
 /// `Activate`: the sockets are bound, redirect packets to them.
@@ -154,7 +98,7 @@ pub struct Interfaces {
 
 /// `Explain`: what would be decided, without doing it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Explain {
     /// As in [`Acquire`].
     pub interface: InterfaceName,
@@ -164,18 +108,55 @@ pub struct Explain {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sockets: Option<SocketKind>,
     /// As in [`Acquire`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direction: Option<Direction>,
+    /// As in [`Acquire`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<ModeWish>,
+    /// As in [`Acquire`].
+    #[serde(
+        default,
+        deserialize_with = "optional_object",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub umem: Option<UmemShape>,
+    /// As in [`Acquire`].
     #[serde(
         default,
         deserialize_with = "optional_object",
         skip_serializing_if = "Option::is_none"
     )]
     pub rings: Option<RingSizes>,
+    /// As in [`Acquire`].
+    #[serde(
+        default,
+        deserialize_with = "optional_object",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub busy_poll: Option<BusyPoll>,
     /// For whom, on the control socket only; oneself if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
     /// That user's groups, the primary one first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gids: Option<Vec<u32>>,
+}
+
+impl Explain {
+    /// The request that it asks about.
+    pub fn acquire(&self) -> Acquire {
+        Acquire {
+            interface: self.interface.clone(),
+            queues: self.queues.clone(),
+            sockets: self.sockets.unwrap_or(SocketKind::Prepared),
+            direction: self.direction,
+            mode: self.mode,
+            umem: self.umem,
+            rings: self.rings,
+            busy_poll: self.busy_poll,
+            label: None,
+        }
+    }
 }
 
 /// Reply to `Explain`.
@@ -302,7 +283,7 @@ pub fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -
     deserializer.deserialize_map(Object(PhantomData))
 }
 
-fn optional_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+pub(super) fn optional_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     struct Present<T>(T);
@@ -314,68 +295,4 @@ fn optional_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     }
 
     Ok(Option::<Present<T>>::deserialize(deserializer)?.map(|present| present.0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn acquire(json: &str) -> Result<Acquire, String> {
-        object(&mut serde_json::Deserializer::from_str(json)).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn a_request_reads_back_as_written() {
-        let json = r#"{"interface":"eth0","queues":[2,3],"sockets":"prepared","rings":{"fill":64,"completion":64,"rx":64,"tx":64},"label":"vm 7"}"#;
-        assert_eq!(serde_json::to_string(&acquire(json).unwrap()).unwrap(), json);
-        assert!(acquire(r#"{"interface":"eth0","queues":[2],"sockets":"prepared","rings":null}"#).is_ok());
-    }
-
-    #[test]
-    fn what_is_no_request() {
-        let cases = [
-            (r#"["eth0",[2],"prepared",null,null]"#, "an object"),
-            (
-                r#"{"interface":"eth0","queues":[2],"sockets":"prepared","rings":[1,1,1,1]}"#,
-                "an object",
-            ),
-            (
-                r#"{"interface":"eth0","queues":[2],"sockets":"prepared","ring":1}"#,
-                "unknown field `ring`",
-            ),
-            (
-                r#"{"interface":"eth0","interface":"eth1","queues":[2],"sockets":"prepared"}"#,
-                "duplicate field",
-            ),
-            (
-                r#"{"interface":"eth0","queues":[],"sockets":"prepared"}"#,
-                "no queue id",
-            ),
-            (
-                r#"{"interface":"eth0","queues":[2,2],"sockets":"prepared"}"#,
-                "twice",
-            ),
-            (
-                r#"{"interface":"eth0","queues":[-1],"sockets":"prepared"}"#,
-                "invalid value",
-            ),
-            (
-                r#"{"interface":"eth0","queues":[1.5],"sockets":"prepared"}"#,
-                "invalid type",
-            ),
-            (
-                r#"{"interface":"eth/0","queues":[1],"sockets":"prepared"}"#,
-                "no interface name",
-            ),
-            (
-                r#"{"interface":"eth0","queues":[1],"sockets":"naked"}"#,
-                "unknown variant `naked`",
-            ),
-            (r#"{"interface":"eth0","queues":[1]}"#, "missing field `sockets`"),
-        ];
-        for (json, expected) in cases {
-            let error = acquire(json).unwrap_err();
-            assert!(error.contains(expected), "{json}: {error}");
-        }
-    }
 }

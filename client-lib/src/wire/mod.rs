@@ -4,24 +4,28 @@
 //! types. The broker reads requests strictly ([`object`], `deny_unknown_fields`); clients ignore reply members
 //! that they do not know, so that a later version may add some.
 
+mod acquire;
 mod error;
 mod framing;
 mod lease;
 mod message;
 mod names;
+mod rings;
+mod socket;
 
+pub use acquire::{Acquire, Acquired, Bind, BindReply, BoundSocket, GrantedSocket};
 pub use error::{BrokerError, ServiceError};
 pub use framing::{FramingError, MAX_MESSAGE_BYTES, MessageBuffer, encode};
 pub use lease::{Counters, Holder, Interface, Lease, LeaseQueue, LeaseState, Requester};
 pub use message::{
-    Acquire, Acquired, Activate, Activated, ActivatedSocket, Call, Explain, Explained, GrantedSocket,
-    InterfaceDescription, Interfaces, LeaseReference, Leases, Probe, Reply, RuleOutcome, RuleVerdict,
-    ServiceInfo, Status, object,
+    Activate, Activated, ActivatedSocket, Call, Explain, Explained, InterfaceDescription, Interfaces,
+    LeaseReference, Leases, Probe, Reply, RuleOutcome, RuleVerdict, ServiceInfo, Status, object,
 };
 pub use names::{
-    BindMode, InterfaceName, NameError, QueueLock, QueueSet, RingSizes, SocketKind, Target, XdpMode,
-    ZeroCopy, ranges,
+    BindMode, InterfaceName, NameError, QueueLock, QueueSet, SocketKind, Target, XdpMode, ZeroCopy, ranges,
 };
+pub use rings::RingSizes;
+pub use socket::{BusyPoll, Direction, ModeWish, NoDirection, NoUmem, NoWish, UmemShape};
 
 /// The name of the broker's Varlink interface. Every method and error name starts with it.
 pub const INTERFACE: &str = "org.xskbroker.Broker";

@@ -251,6 +251,9 @@ words! {
     SocketKind {
         /// Rings made by the broker, confined to the device; the holder registers memory of its own and binds.
         Prepared = "prepared",
+        /// Registered and bound by the broker, with the rings of its direction alone; the holder maps these. Nothing
+        /// is left of it that could be changed.
+        Bound = "bound",
     }
 }
 
@@ -308,64 +311,6 @@ impl ZeroCopy {
     }
 }
 
-/// Sizes of the four rings, in entries. Each a power of two from 1 to 2^20 (`xsk_init_queue`, net/xdp/xsk.c).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RingSizes {
-    /// Fill ring: chunks that the kernel may receive into.
-    pub fill: u32,
-    /// Completion ring: chunks that the kernel has sent.
-    pub completion: u32,
-    /// Receive ring.
-    pub rx: u32,
-    /// Transmit ring.
-    pub tx: u32,
-}
-
-impl RingSizes {
-    /// The same size for all four.
-    pub const fn all(entries: u32) -> Self {
-        Self {
-            fill: entries,
-            completion: entries,
-            rx: entries,
-            tx: entries,
-        }
-    }
-
-    /// The largest of the four.
-    pub fn largest(&self) -> u32 {
-        self.fill.max(self.completion).max(self.rx).max(self.tx)
-    }
-
-    /// Refuses sizes that the kernel would refuse.
-    ///
-    /// # Errors
-    ///
-    /// [`NameError::RingSize`] names the ring.
-    pub fn check(&self) -> Result<(), NameError> {
-        let rings = [
-            ("fill", self.fill),
-            ("completion", self.completion),
-            ("rx", self.rx),
-            ("tx", self.tx),
-        ];
-        match rings
-            .into_iter()
-            .find(|(_, entries)| !entries.is_power_of_two() || *entries > 1 << 20)
-        {
-            Some((ring, entries)) => Err(NameError::RingSize { ring, entries }),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Default for RingSizes {
-    fn default() -> Self {
-        Self::all(2048)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -415,25 +360,6 @@ mod tests {
                 ),
                 Ok(target) => panic!("{text} read as {target:?}"),
             }
-        }
-    }
-
-    #[test]
-    fn ring_sizes_are_powers_of_two() {
-        assert_eq!(RingSizes::default().check(), Ok(()));
-        assert_eq!(RingSizes::all(1 << 20).check(), Ok(()));
-        for entries in [0, 3, 1 << 21, u32::MAX] {
-            let sizes = RingSizes {
-                completion: entries,
-                ..RingSizes::default()
-            };
-            assert_eq!(
-                sizes.check(),
-                Err(NameError::RingSize {
-                    ring: "completion",
-                    entries
-                })
-            );
         }
     }
 }

@@ -57,7 +57,7 @@ impl Ours {
         ftruncate(&memfd, bytes)?;
         let mapping = Mapping::new(&memfd, 0, usize::try_from(bytes)?, Prefault::Yes)?;
         let memory = lap.next();
-        sys::register_umem(&socket, &mapping, CHUNK_BYTES)?;
+        sys::register_umem(&socket, &mapping, CHUNK_BYTES, 0)?;
         let umem = lap.next();
 
         let at = sys::mmap_offsets(&socket)?;
@@ -117,11 +117,8 @@ fn target(queue: u32) -> Result<Target> {
 
 fn acquire_of(interface: xsk_client::wire::InterfaceName, queues: QueueSet) -> Acquire {
     Acquire {
-        interface,
-        queues,
-        sockets: SocketKind::Prepared,
         rings: Some(RINGS),
-        label: None,
+        ..Acquire::new(Target { interface, queues }, SocketKind::Prepared)
     }
 }
 

@@ -79,6 +79,8 @@ fn verdict(policy: &Policy, who: &str, what: &str) -> String {
                 Why::TooManyQueues { rule, limit } => format!("{rule} gives {limit}"),
                 Why::RingTooLarge { rule, limit } => format!("{rule} gives rings of {limit}"),
                 Why::KindNotAllowed { rule, .. } => format!("kind not in {rule}"),
+                // See `sockets.rs`.
+                other => panic!("{other:?}"),
             }
         }
     }

@@ -156,7 +156,7 @@ proptest! {
 
 #[test]
 fn the_seed_is_good() {
-    assert_eq!(survive(SEED.as_bytes()).unwrap().rule_count(), 3);
+    assert_eq!(survive(SEED.as_bytes()).unwrap().rule_count(), 4);
 }
 
 #[test]

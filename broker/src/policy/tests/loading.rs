@@ -113,7 +113,7 @@ fn who_can_write_a_policy_can_grant() {
 fn the_example_is_good() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy.example.toml");
     let loaded = Policy::load(&example, Ownership::Warn).unwrap();
-    assert_eq!(loaded.policy.rule_count(), 3);
+    assert_eq!(loaded.policy.rule_count(), 4);
     // Every key that there is stands in it.
     let text = fs::read_to_string(&example).unwrap();
     for key in [
@@ -130,6 +130,9 @@ fn the_example_is_good() {
         "limits",
         "activate-within-ms",
         "insert",
+        "zero-copy",
+        "direction",
+        "hugepages",
     ] {
         assert!(
             text.lines().any(|line| line.starts_with(&format!("{key} = "))),

@@ -4,10 +4,11 @@ mod decisions;
 mod diagnostics;
 mod hostile;
 mod loading;
+mod sockets;
 
 use std::path::Path;
 
-use xsk_client::wire::{RingSizes, SocketKind, Target};
+use xsk_client::wire::{Acquire, RingSizes, SocketKind};
 
 use crate::identity::Subject;
 
@@ -71,11 +72,8 @@ fn subject(name: &str) -> Subject {
 /// `IF:QUEUES`, or `IF:QUEUES/ENTRIES` with that size of rings.
 fn request(text: &str) -> Request {
     let (target, entries) = text.split_once('/').unwrap_or((text, "2048"));
-    let Target { interface, queues } = target.parse().unwrap();
     Request {
-        interface,
-        queues,
-        sockets: SocketKind::Prepared,
         rings: RingSizes::all(entries.parse().unwrap()),
+        ..Acquire::new(target.parse().unwrap(), SocketKind::Prepared).into()
     }
 }

@@ -1,0 +1,100 @@
+//! What a client is told when it gets nothing: what failed, on which object, and what to do.
+
+use xsk_client::wire::{BrokerError, InterfaceName};
+
+use crate::device::Device;
+use crate::lease::Lease;
+
+pub(super) fn no_such_queue(device: &Device, queue: u32) -> BrokerError {
+    let name = &device.name;
+    let message = format!(
+        "{name} has no queue {queue}: it receives on {} queues now, counted from 0; `ethtool -L {name}` changes that, up to {}",
+        device.rx_queues, device.max_queues,
+    );
+    BrokerError::NoSuchQueue {
+        interface: name.clone(),
+        queue,
+        queues: device.rx_queues,
+        message,
+    }
+}
+
+pub(super) fn no_device(interface: &InterfaceName) -> BrokerError {
+    let message = format!("there is no interface {interface} in the broker's network namespace now");
+    BrokerError::DeviceUnavailable {
+        interface: interface.clone(),
+        message,
+    }
+}
+
+pub(super) fn uplink(interface: &InterfaceName, role: &str) -> BrokerError {
+    let message = format!(
+        "{interface} {role}: XDP there may cut the host off; the operator allows it with `uplink = true` under [interface.{interface}]"
+    );
+    BrokerError::DeviceUnavailable {
+        interface: interface.clone(),
+        message,
+    }
+}
+
+pub(super) fn foreign_socket(interface: &InterfaceName, queue: u32) -> BrokerError {
+    let message = format!(
+        "a socket that is of no lease is bound to queue {queue} of {interface}: another program's, or one that outlived a broker; it is free when that socket is gone"
+    );
+    BrokerError::QueueBusy {
+        interface: interface.clone(),
+        queue,
+        retry_after_ms: Some(10),
+        message,
+    }
+}
+
+pub(super) fn foreign_program(interface: &InterfaceName, program: Option<u32>) -> BrokerError {
+    let program = program.map_or_else(
+        || "another XDP program".into(),
+        |id| format!("XDP program {id} (bpftool prog show id {id})"),
+    );
+    let message = format!(
+        "{interface} has {program} attached, which is not the broker's; its owner must detach it first"
+    );
+    BrokerError::DeviceUnavailable {
+        interface: interface.clone(),
+        message,
+    }
+}
+
+pub(super) fn not_native(interface: &InterfaceName, cause: &std::io::Error) -> BrokerError {
+    let message = format!(
+        "{interface} takes no native XDP program ({cause}); the operator may write `xdp = \"auto\"` or \"generic\" under [interface.{interface}], or lower the device's MTU"
+    );
+    BrokerError::DeviceUnavailable {
+        interface: interface.clone(),
+        message,
+    }
+}
+
+pub(super) fn not_bound(lease: &Lease, queue: u32) -> BrokerError {
+    let message = format!(
+        "the socket for queue {queue} of {} is not bound yet: bind it, then activate again; lease {} goes on until its deadline",
+        lease.device().name,
+        lease.id(),
+    );
+    BrokerError::NotBound {
+        lease: lease.id().0,
+        queue,
+        message,
+    }
+}
+
+pub(super) fn bound_elsewhere(lease: &Lease, queue: u32) -> BrokerError {
+    let message = format!(
+        "the socket for queue {queue} of {} was bound to something else; lease {} has been ended",
+        lease.device().name,
+        lease.id(),
+    );
+    BrokerError::BoundElsewhere {
+        lease: lease.id().0,
+        queue,
+        message,
+    }
+}
