@@ -1,0 +1,124 @@
+//! The frames layer of xsk-client: safe code only.
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use anyhow::{Result, ensure};
+use xsk_client::wire::{Acquired, GrantedSocket, QueueLock, RingSizes, XdpMode};
+use xsk_client::{BindOptions, Grant, Umem, UmemOptions, Xsk};
+
+use crate::harness::{self, BATCH, CHUNK_BYTES, CHUNKS, Contender, FRAME_BYTES, Place, RING_ENTRIES};
+use crate::raw;
+
+pub(crate) struct Frames {
+    xsk: Xsk,
+}
+
+impl Frames {
+    pub(crate) fn new(place: &Place) -> Result<Self> {
+        let grant = Grant::from_parts(acquired(place)?, vec![raw::handed_over(place)?])?;
+        let umem = Umem::new(&UmemOptions::new().chunks(CHUNKS).chunk_bytes(CHUNK_BYTES))?;
+        let mut xsk = grant.bind_one(umem, &BindOptions::new())?.into_inner();
+        if place.mode != "rxdrop" && place.mode != "l2fwd" {
+            write_frames(&mut xsk)?;
+        }
+        Ok(Self { xsk })
+    }
+}
+
+/// Writes the frame into every chunk that is free, once: a generator of traffic has no need to do it again.
+fn write_frames(xsk: &mut Xsk) -> Result<()> {
+    let mut written = Vec::new();
+    loop {
+        let before = written.len();
+        let mut batch = xsk.transmit(BATCH)?;
+        while let Some(mut frame) = batch.next_frame() {
+            frame[..harness::frame().len()].copy_from_slice(&harness::frame());
+            written.push(frame.into_owned());
+        }
+        if written.len() == before {
+            break;
+        }
+    }
+    ensure!(!written.is_empty(), "no chunk is free");
+    Ok(())
+}
+
+/// What the broker replies with, of a socket that came from elsewhere.
+fn acquired(place: &Place) -> Result<Acquired> {
+    Ok(Acquired {
+        lease: 1,
+        interface: place.interface.parse()?,
+        interface_index: place.interface_index,
+        rule: "bench".to_owned(),
+        queue_lock: QueueLock::None,
+        xdp: XdpMode::Native,
+        rings: RingSizes::all(RING_ENTRIES),
+        activate_within_ms: 0,
+        sockets: vec![GrantedSocket {
+            queue: place.queue,
+            socket_file_descriptor: 0,
+        }],
+    })
+}
+
+/// What went wrong ends the run: a figure obtained in spite of it would be none.
+#[expect(clippy::panic, reason = "this is a program under test, not a library")]
+fn sound<T>(result: Result<T, xsk_client::Error>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+impl Contender for Frames {
+    fn fd(&self) -> RawFd {
+        self.xsk.as_fd().as_raw_fd()
+    }
+
+    fn rxdrop(&mut self) -> u32 {
+        let mut count = 0;
+        let mut batch = sound(self.xsk.receive(BATCH));
+        while let Some(_frame) = batch.next_frame() {
+            count += 1;
+        }
+        count
+    }
+
+    fn txonly(&mut self) -> u32 {
+        let mut count = 0;
+        let mut batch = sound(self.xsk.transmit(BATCH));
+        while let Some(frame) = batch.next_frame() {
+            if frame.send(FRAME_BYTES as usize).is_ok() {
+                count += 1;
+            }
+        }
+        count
+    }
+
+    fn l2fwd(&mut self) -> u32 {
+        let mut count = 0;
+        let mut batch = sound(self.xsk.receive(BATCH));
+        while let Some(mut frame) = batch.next_frame() {
+            if let Some(addresses) = frame.first_chunk_mut::<12>() {
+                let (to, from) = addresses.split_at_mut(6);
+                to.swap_with_slice(from);
+                if frame.send().is_ok() {
+                    count += 1;
+                }
+            }
+        }
+        count
+    }
+
+    fn ping(&mut self) {
+        let mut batch = sound(self.xsk.transmit(1));
+        if let Some(frame) = batch.next_frame() {
+            frame.send(FRAME_BYTES as usize).ok();
+        }
+    }
+
+    fn pong(&mut self) -> bool {
+        let mut batch = sound(self.xsk.receive(1));
+        batch.next_frame().is_some()
+    }
+}
