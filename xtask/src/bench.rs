@@ -2,7 +2,9 @@
 //!
 //! **Invariant**: no figure stands alone. Contenders take turns on the same device, and what is claimed is a ratio.
 
+mod datapath;
 mod grants;
+mod peers;
 
 use anyhow::Result;
 
@@ -15,11 +17,13 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
+    Datapath(datapath::Arguments),
     Grants(grants::Arguments),
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.what {
+        What::Datapath(arguments) => datapath::run(arguments),
         What::Grants(arguments) => grants::run(arguments),
     }
 }

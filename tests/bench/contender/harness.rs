@@ -126,7 +126,12 @@ impl Order {
             self.timed(|stop| measured_pings(contender, &mut times, self.packets, stop));
         times.sort_unstable();
         let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or(0);
-        println!("done {packets} {} {empty} {} {}", elapsed.as_nanos(), at(50), at(99));
+        println!(
+            "done {packets} {} {empty} {} {}",
+            elapsed.as_nanos(),
+            at(50),
+            at(99)
+        );
     }
 
     fn timed(&self, run: impl FnOnce(&AtomicBool) -> (u64, u64)) -> (u64, u64, Duration) {

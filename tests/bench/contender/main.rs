@@ -4,6 +4,10 @@
 //! See `harness.rs` for how they are called. All three take a socket that was handed over, as an unprivileged holder does.
 
 #![allow(clippy::print_stdout, reason = "it answers its bench on standard output")]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "batches and addresses in a umem of some MiB; as the floor pays for no check, the others pay for none"
+)]
 
 mod floor;
 mod frames;

@@ -192,7 +192,6 @@ impl Contender for Raw {
         };
         let count = received.len() as u32;
         let Some(mut free) = sound(self.tx.reserve(count..=count)) else {
-            drop(received);
             self.kick();
             return 0;
         };

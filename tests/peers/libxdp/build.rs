@@ -29,7 +29,9 @@ fn libxdp_headers() -> PathBuf {
         .split('"')
         .find(|word| word.contains("/libxdp-sys-") && word.ends_with("/Cargo.toml"))
         .expect("libxdp-sys is a dependency");
-    let headers = PathBuf::from(manifest).with_file_name("xdp-tools").join("headers");
+    let headers = PathBuf::from(manifest)
+        .with_file_name("xdp-tools")
+        .join("headers");
     assert!(
         headers.join("xdp/xsk.h").is_file(),
         "{} has no xdp/xsk.h",
