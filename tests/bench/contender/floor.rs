@@ -115,7 +115,7 @@ impl Floor {
     pub(crate) fn new(place: &Place) -> Result<Self> {
         let socket = raw::handed_over(place)?;
         let memory = raw::umem()?;
-        sys::register_umem(&socket, &memory, CHUNK_BYTES).context("XDP_UMEM_REG")?;
+        sys::register_umem(&socket, &memory, CHUNK_BYTES, 0).context("XDP_UMEM_REG")?;
         let at = sys::mmap_offsets(&socket)?;
         let fd = socket.as_fd();
         let mut fill = Bare::map(fd, Ring::Fill, &at)?;

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use anyhow::{Result, ensure};
-use xsk_client::wire::{Acquired, GrantedSocket, QueueLock, RingSizes, XdpMode};
+use xsk_client::wire::{Acquired, RingSizes};
 use xsk_client::{BindOptions, Grant, Umem, UmemOptions, Xsk};
 
 use crate::harness::{self, BATCH, CHUNK_BYTES, CHUNKS, Contender, FRAME_BYTES, Place, RING_ENTRIES};
@@ -45,20 +45,18 @@ fn write_frames(xsk: &mut Xsk) -> Result<()> {
 
 /// What the broker replies with, of a socket that came from elsewhere.
 fn acquired(place: &Place) -> Result<Acquired> {
-    Ok(Acquired {
-        lease: 1,
-        interface: place.interface.parse()?,
-        interface_index: place.interface_index,
-        rule: "bench".to_owned(),
-        queue_lock: QueueLock::None,
-        xdp: XdpMode::Native,
-        rings: RingSizes::all(RING_ENTRIES),
-        activate_within_ms: 0,
-        sockets: vec![GrantedSocket {
-            queue: place.queue,
-            socket_file_descriptor: 0,
-        }],
-    })
+    let acquired = serde_json::json!({
+        "lease": 1,
+        "interface": place.interface,
+        "interfaceIndex": place.interface_index,
+        "rule": "bench",
+        "queueLock": "none",
+        "xdp": "native",
+        "rings": RingSizes::all(RING_ENTRIES),
+        "activateWithinMs": 0,
+        "sockets": [{ "queue": place.queue, "socketFileDescriptor": 0 }],
+    });
+    Ok(serde_json::from_value(acquired)?)
 }
 
 /// What went wrong ends the run: a figure obtained in spite of it would be none.

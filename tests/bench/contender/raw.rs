@@ -81,7 +81,7 @@ impl Raw {
     pub(crate) fn new(place: &Place) -> Result<Self> {
         let socket = handed_over(place)?;
         let memory = umem()?;
-        sys::register_umem(&socket, &memory, CHUNK_BYTES).context("XDP_UMEM_REG")?;
+        sys::register_umem(&socket, &memory, CHUNK_BYTES, 0).context("XDP_UMEM_REG")?;
         let at = sys::mmap_offsets(&socket)?;
         let fd = socket.as_fd();
         // SAFETY: the chunks produced here are used for nothing else, and this is the only producer.
