@@ -19,6 +19,7 @@ use crate::error::Failure;
 use crate::kernel::pins::PinDirectory;
 use crate::kernel::queue_probe::QueueProbe;
 use crate::kernel::redirect::Redirect;
+use crate::kernel::ring_probe;
 use crate::lease::Leases;
 use crate::policy::Policy;
 
@@ -37,12 +38,22 @@ pub struct Engine {
     pub audit: Audit,
     /// Where links are pinned.
     pub pins: Rc<PinDirectory>,
-    /// Whether the rings of a bound socket can be mapped; `None` until a first one was bound.
+    /// Whether the rings of a bound socket can be mapped; `None` until that was told.
     pub rings_can_be_mapped: Option<bool>,
     /// When it began.
     pub started: Instant,
     /// Whether it has ended everything and grants nothing any more.
     pub stopping: bool,
+}
+
+impl Engine {
+    /// Whether the rings of a bound socket can be mapped. `None`: the first one that is bound will tell.
+    pub fn rings_can_be_mapped(&mut self) -> Option<bool> {
+        if self.rings_can_be_mapped.is_none() {
+            self.rings_can_be_mapped = ring_probe::rings_can_be_mapped();
+        }
+        self.rings_can_be_mapped
+    }
 }
 
 type Job = Box<dyn FnOnce(&mut Engine) + Send>;

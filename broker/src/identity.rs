@@ -184,17 +184,18 @@ fn ready(fd: BorrowedFd<'_>, flags: PollFlags) -> bool {
     poll(&mut fds, Some(&at_once)).map_or(true, |count| count > 0)
 }
 
+/// Whether nobody has the other end any more, or whoever has it wants nothing to do with it. One that only sends no more
+/// is there and waits for its answers (`unix_poll`, net/unix/af_unix.c: EPOLLRDHUP, where both are EPOLLHUP).
 fn hung_up(socket: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
+    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
     let at_once = Timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     poll(&mut fds, Some(&at_once)).is_err()
-        || fds.iter().any(|fd| {
-            fd.revents()
-                .intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
-        })
+        || fds
+            .iter()
+            .any(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR))
 }
 
 /// The second number of the line Uid of /proc/PID/status (proc_pid_status(5)). The owner of /proc/PID itself is root
@@ -252,6 +253,9 @@ mod tests {
         let uid = peer.subject().uid;
         let process = Process::by_pid(pid, uid, ours.as_fd()).unwrap();
         assert!(process.is(peer.process()));
+        // Who sends no more still waits for an answer.
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(Process::by_pid(pid, uid, ours.as_fd()).is_ok());
         drop(theirs);
         // A child that another test forks has a copy of it until its exec.
         let gone = (0..1000).any(|_| {

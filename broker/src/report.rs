@@ -137,7 +137,7 @@ pub fn status(engine: &mut Engine) -> Status {
         uptime_ms: u64::try_from(engine.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         kernel: uname.release().to_string_lossy().into_owned(),
         capabilities: privileges::permitted(),
-        probes: probes(),
+        probes: probes(engine),
         policy_files: engine
             .policy
             .files()
@@ -151,7 +151,7 @@ pub fn status(engine: &mut Engine) -> Status {
 }
 
 /// What the kernel has of what the broker can do without.
-fn probes() -> Vec<Probe> {
+fn probes(engine: &mut Engine) -> Vec<Probe> {
     let with = |name: &str, available, there: &str, missing: &str| Probe {
         name: name.into(),
         available,
@@ -177,10 +177,16 @@ fn probes() -> Vec<Probe> {
             "Linux before 5.11, or withheld from the broker: who punches holes at the right moment has it pay for them",
         ),
         with(
+            "mmap of rings after bind",
+            engine.rings_can_be_mapped() != Some(false),
+            "sockets of kind bound can be had",
+            "Linux before 6.4: sockets of kind bound are refused",
+        ),
+        with(
             "netdev xdp-features",
             kernel::netlink::may_do_zero_copy(1).is_ok(),
             "whether a queue is free is seen without touching it, where the driver has no zero-copy",
-            "Linux before 6.3: a look whether a queue is free keeps it busy for some 20 ms",
+            "Linux before 6.3: the first look whether a queue of a device is free shows what its driver has, and may keep the queue busy for some 20 ms",
         ),
     ]
 }

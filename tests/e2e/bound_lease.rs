@@ -10,12 +10,13 @@ use xsk_client::wire::{
     Acquire, BindMode, BrokerError, BusyPoll, Direction, LeaseState, ModeWish, SocketKind,
 };
 
-use crate::bound_scene::{Acquisition, EVERY_QUEUE, Held, allow, errno, policy, refusal, wish};
+use crate::bound_scene::{Acquisition, EVERY_QUEUE, Held, allow, errno, needs_bound, policy, refusal, wish};
 use crate::lease_scene::{PATIENCE, Traffic, interface, leases, read_frame, wait_event};
 use crate::scene::Scene;
 
 #[test]
 fn who_never_binds_loses_the_lease_at_its_deadline() {
+    needs_bound!();
     let world = World::new().unwrap();
     let [alice, bob] = [(); 2].map(|()| Uid::take().unwrap());
     let text = interface("eth0", "")
@@ -62,6 +63,7 @@ fn who_never_binds_loses_the_lease_at_its_deadline() {
 
 #[test]
 fn bind_is_for_its_holder_once_and_for_this_kind() {
+    needs_bound!();
     let world = World::new().unwrap();
     let alice = Uid::take().unwrap();
     let text =
@@ -125,6 +127,7 @@ fn bind_is_for_its_holder_once_and_for_this_kind() {
 
 #[test]
 fn zero_copy_is_given_or_told() {
+    needs_bound!();
     let world = World::new().unwrap();
     let alice = Uid::take().unwrap();
     let broker = BrokerProcess::start(&world, &policy(&[(alice.number(), EVERY_QUEUE)])).unwrap();
@@ -156,6 +159,7 @@ fn zero_copy_is_given_or_told() {
 
 #[test]
 fn busy_polling_is_set_and_cannot_be_raised() {
+    needs_bound!();
     let world = World::new().unwrap();
     let alice = Uid::take().unwrap();
     let text = policy(&[])
@@ -217,6 +221,7 @@ fn busy_polling_is_set_and_cannot_be_raised() {
 
 #[test]
 fn at_grant_means_at_bind_where_the_broker_binds() {
+    needs_bound!();
     let world = World::new().unwrap();
     let alice = Uid::take().unwrap();
     let text = policy(&[]) + &allow(alice.number(), EVERY_QUEUE, "insert = \"at-grant\"");
@@ -241,6 +246,7 @@ fn at_grant_means_at_bind_where_the_broker_binds() {
 
 #[test]
 fn two_hundred_grants_leave_nothing_in_the_broker() {
+    needs_bound!();
     const WARM: u32 = 20;
     const GRANTS: u32 = 200;
     const SLACK_KIB: u64 = 1024;

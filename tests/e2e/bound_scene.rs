@@ -13,6 +13,16 @@ use xsk_client::{CallError, wire::BrokerError};
 
 use crate::lease_scene::interface;
 
+/// Leaves the test where the kernel is too old for the kind; `kernel_status` shows what the broker says there.
+macro_rules! needs_bound {
+    () => {
+        if let Some(lack) = e2e::kernel::lacks_for_bound() {
+            e2e::skip!(lack);
+        }
+    };
+}
+pub(crate) use needs_bound;
+
 /// A rule for sockets of kind `bound`, of every device.
 pub(crate) fn allow(uid: u32, queues: &str, more: &str) -> String {
     format!(

@@ -17,7 +17,7 @@ use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithShare
 use xsk_client::sys::{self, BindFlags, Mapping, Prefault, Ring};
 use xsk_client::wire::{BindMode, Direction, LeaseState};
 
-use crate::bound_scene::{Acquisition, Held, errno, policy, wish};
+use crate::bound_scene::{Acquisition, Held, errno, needs_bound, policy, wish};
 use crate::lease_scene::{PATIENCE, SILENCE, Traffic, payload, port, read_frame, wait_event};
 
 /// A world, a broker, and somebody who may have queues 1 to 7.
@@ -30,6 +30,7 @@ fn with_tenant(test: impl FnOnce(&World, &BrokerProcess<'_>, &Uid)) {
 
 #[test]
 fn frames_go_both_ways_over_several_queues_and_one_umem() {
+    needs_bound!();
     with_tenant(|world, broker, alice| {
         let traffic = Traffic::new(world);
         let peer = PacketSocket::open(world, Side::PEER).unwrap();
@@ -57,6 +58,7 @@ fn frames_go_both_ways_over_several_queues_and_one_umem() {
 
 #[test]
 fn nothing_about_it_can_be_changed() {
+    needs_bound!();
     with_tenant(|world, broker, alice| {
         let (socket, index) = (broker.paths().socket(), world.device(Side::Host).index);
         let traffic = Traffic::new(world);
@@ -114,6 +116,7 @@ fn nothing_about_it_can_be_changed() {
 
 #[test]
 fn who_only_receives_cannot_send() {
+    needs_bound!();
     with_tenant(|world, broker, alice| {
         let traffic = Traffic::new(world);
         let peer = PacketSocket::open(world, Side::PEER).unwrap();
@@ -156,6 +159,7 @@ fn who_only_receives_cannot_send() {
 
 #[test]
 fn who_only_sends_receives_nothing() {
+    needs_bound!();
     const FRAMES: u64 = 500;
     with_tenant(|world, broker, alice| {
         let traffic = Traffic::new(world);
@@ -203,6 +207,7 @@ fn digest(memory: impl AsFd) -> u64 {
 
 #[test]
 fn an_ended_lease_gets_its_queue_back() {
+    needs_bound!();
     with_tenant(|world, broker, alice| {
         let socket = broker.paths().socket();
         world

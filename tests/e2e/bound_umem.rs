@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use xsk_client::sys::{Mapping, Prefault};
 use xsk_client::wire::{Acquire, BrokerError, DEFAULT_SOCKET, Direction, ModeWish, SocketKind, UmemShape};
 
-use crate::bound_scene::{Acquisition, CHUNKS, Held, allow, policy, refusal, wish};
+use crate::bound_scene::{Acquisition, CHUNKS, Held, allow, needs_bound, policy, refusal, wish};
 use crate::lease_scene::{
     PATIENCE, Traffic, interface, operator, payload, port, read_frame, wait_event, wait_until,
 };
@@ -46,6 +46,7 @@ fn resident_bytes(broker: &BrokerProcess<'_>) -> u64 {
 
 #[test]
 fn a_sparse_umem_is_refused_until_it_is_whole() {
+    needs_bound!();
     let world = World::new().unwrap();
     let alice = Uid::take().unwrap();
     let broker = BrokerProcess::start(&world, &policy(&[(alice.number(), "1-7")])).unwrap();
@@ -86,6 +87,7 @@ fn a_sparse_umem_is_refused_until_it_is_whole() {
 
 #[test]
 fn its_length_is_for_good_and_holes_hurt_its_holder_only() {
+    needs_bound!();
     let world = World::new().unwrap();
     let alice = Uid::take().unwrap();
     let broker = BrokerProcess::start(&world, &policy(&[(alice.number(), "1-7")])).unwrap();
@@ -132,6 +134,7 @@ fn its_length_is_for_good_and_holes_hurt_its_holder_only() {
 /// none of them in the broker's name is a test of its own, beside the guard that keeps it from that.
 #[test]
 fn a_hole_that_is_punched_in_the_middle_is_told_and_harms_nobody() {
+    needs_bound!();
     const ROUNDS: u32 = 200;
     let world = World::new().unwrap();
     let alice = Uid::take().unwrap();
@@ -179,6 +182,7 @@ fn a_hole_that_is_punched_in_the_middle_is_told_and_harms_nobody() {
 
 #[test]
 fn a_memlock_of_nothing_is_enough() {
+    needs_bound!();
     let world = World::new().unwrap();
     let alice = Uid::take().unwrap();
     let broker = BrokerProcess::start(&world, &policy(&[(alice.number(), "1-7")])).unwrap();
@@ -201,6 +205,7 @@ fn a_memlock_of_nothing_is_enough() {
 /// Whoever touches a page first pays for it: the holder does, the broker never.
 #[test]
 fn its_holders_cgroup_pays() {
+    needs_bound!();
     const BYTES: u64 = 32 << 20;
     const SLACK: u64 = 4 << 20;
     let groups = ["holder", "broker"].map(|name| MemoryCgroup::new(name).unwrap());
@@ -292,6 +297,7 @@ fn frame_for(world: &World, queue: u32) -> Vec<u8> {
 
 #[test]
 fn umem_bytes_are_counted_for_each_uid_and_rule() {
+    needs_bound!();
     let world = World::new().unwrap();
     let [alice, bob] = [(); 2].map(|()| Uid::take().unwrap());
     // Room for three times what the tests ask for.
@@ -350,6 +356,7 @@ fn umem_bytes_are_counted_for_each_uid_and_rule() {
 
 #[test]
 fn shapes_and_promises_that_cannot_be_are_refused_in_words() {
+    needs_bound!();
     let world = World::new().unwrap();
     let alice = Uid::take().unwrap();
     let broker = BrokerProcess::start(&world, &policy(&[(alice.number(), "1-7")])).unwrap();

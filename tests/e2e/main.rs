@@ -25,6 +25,7 @@ mod hostile;
 mod kernel_bind;
 mod kernel_probe;
 mod kernel_slots;
+mod kernel_status;
 mod lease_activate;
 mod lease_denied_busy;
 mod lease_device;
@@ -50,6 +51,7 @@ mod zero_copy;
 mod zero_copy_rule;
 
 e2e::bodies![
+    e2e::connector::connector,
     fixture_users::report_status,
     fixture_users::sleep_long,
     fixture_world::world_with_a_holder,

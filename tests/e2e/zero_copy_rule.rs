@@ -80,7 +80,7 @@ fn zero_copy_nics(world: &World) -> Result<Nics, Skip> {
     match probe(world, nics.host.index) {
         Ok(()) => Ok(nics),
         Err(errno) => Err(Skip::KernelLacks {
-            probe: format!("bind(XDP_ZEROCOPY) of root's on virtio_net: {errno}"),
+            probe: format!("bind(XDP_ZEROCOPY) of root's on {}: {errno}", nics.driver),
         }),
     }
 }

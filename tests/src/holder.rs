@@ -9,7 +9,7 @@
 //! ```
 
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -51,9 +51,12 @@ impl Holder {
             .and_then(|name| name.to_str())
             .context("a program without a name")?;
         let mut command = Command::new(world.install(name, program)?);
-        command.env_clear().env("RUST_BACKTRACE", "1");
+        command
+            .env_clear()
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null());
         prepare(&mut command);
-        let process = Process::spawn(world.namespace(side), Some(user), command)?;
+        let process = Process::spawn_prepared(world.namespace(side), Some(user), command)?;
         Ok(Self { process })
     }
 
@@ -66,10 +69,22 @@ impl Holder {
 
     /// Starts this test program again, for a body of its [`bodies`](crate::bodies).
     pub fn body(world: &World, side: Side, user: &User, name: &str, arguments: &[&str]) -> Result<Self> {
+        Self::body_with(world, side, user, name, arguments, Stdio::null())
+    }
+
+    /// The same, with that standard input.
+    pub fn body_with(
+        world: &World,
+        side: Side,
+        user: &User,
+        name: &str,
+        arguments: &[&str],
+        stdin: Stdio,
+    ) -> Result<Self> {
         let arguments = serde_json::to_string(arguments)?;
         Self::program(world, side, user, &binaries::this_program()?, |command| {
             command.args(BODY_OPTIONS);
-            command.env(BODY, name).env(ARGUMENTS, arguments);
+            command.env(BODY, name).env(ARGUMENTS, arguments).stdin(stdin);
         })
     }
 

@@ -9,11 +9,13 @@
 pub mod binaries;
 pub mod bpf;
 pub mod broker;
+pub mod connector;
 pub mod echo_loop;
 pub mod ethtool;
 pub mod generator;
 pub mod holder;
 pub mod instructions;
+pub mod kernel;
 pub mod leaks;
 pub mod memory_cgroup;
 pub mod namespace;

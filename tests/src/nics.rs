@@ -17,7 +17,7 @@ use crate::packets::Mac;
 use crate::patience::stretched;
 use crate::world::{Device, Side, World};
 
-/// The variable that has the two devices' addresses, parted by a space.
+/// The variable that has their driver and the two devices' addresses, with commas.
 pub const NICS: &str = "XSK_E2E_NICS";
 
 /// The two devices, in a world: the host's is `nic0`, the first peer's is `nic1`. Nobody else has them meanwhile.
@@ -27,6 +27,8 @@ pub struct Nics {
     pub host: Device,
     /// On the first peer's side.
     pub peer: Device,
+    /// Their driver.
+    pub driver: String,
     _taken: MutexGuard<'static, ()>,
 }
 
@@ -41,8 +43,8 @@ impl Nics {
         static TAKEN: Mutex<()> = Mutex::new(());
         let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
         let told = std::env::var(NICS).context(NICS)?;
-        let [first, second] = told.split(' ').collect::<Vec<_>>()[..] else {
-            bail!("{NICS} has not two addresses: {told}");
+        let [driver, first, second] = told.split(',').collect::<Vec<_>>()[..] else {
+            bail!("{NICS} has not a driver and two addresses: {told}");
         };
         let outside = Netlink::new()?;
         let mut host = enter(&outside, world, Side::Host, first, "nic0")?;
@@ -58,6 +60,7 @@ impl Nics {
         Ok(Self {
             host,
             peer,
+            driver: driver.to_owned(),
             _taken: taken,
         })
     }

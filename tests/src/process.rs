@@ -49,6 +49,11 @@ impl Process {
         Ok(Self::start(namespace, user, command)?.0)
     }
 
+    /// The same, with whatever standard input the command has.
+    pub fn spawn_prepared(namespace: &Namespace, user: Option<&User>, command: Command) -> Result<Self> {
+        Ok(Self::start(namespace, user, command)?.0)
+    }
+
     /// The same, with a pipe to its standard input: for a program that is told what to do line by line.
     pub fn spawn_driven(
         namespace: &Namespace,

@@ -7,16 +7,16 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
 
+use crate::connector::Connector;
 use crate::patience::stretched;
 use crate::sys;
-use crate::uids::User;
-use crate::world::{Side, World};
 
 /// How long a reply may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,29 +24,34 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The broker's interface.
 pub const INTERFACE: &str = "org.xskbroker.Broker";
 
-/// A connection of a thread of this process, which is its holder; its uid is the user's.
+/// A connection, most often of a process of its own ([`Connector`]), which is its holder.
 #[derive(Debug)]
 pub struct RawClient {
     stream: UnixStream,
     received: Vec<u8>,
+    /// The process that it counts as, which lives at least as long.
+    _connector: Option<Arc<Connector>>,
 }
 
 impl RawClient {
-    /// Connects from the host's side to a path as it is inside of the world.
-    pub fn connect(world: &World, user: &User, path: &Path) -> Result<Self> {
-        let stream = world
-            .run_as(Side::Host, user, || UnixStream::connect(path))?
+    /// Has a process connect to a path as it is inside of the world.
+    pub fn connect(connector: &Arc<Connector>, path: &Path) -> Result<Self> {
+        let stream = connector
+            .connect(path)
             .with_context(|| format!("connecting to {}", path.display()))?;
-        Self::over(stream)
+        let mut client = Self::over(stream)?;
+        client._connector = Some(Arc::clone(connector));
+        Ok(client)
     }
 
-    /// Talks over this connection.
+    /// Talks over this connection, which is the test's own.
     pub fn over(stream: UnixStream) -> Result<Self> {
         stream.set_read_timeout(Some(stretched(PATIENCE)))?;
         stream.set_write_timeout(Some(stretched(PATIENCE)))?;
         Ok(Self {
             stream,
             received: Vec::new(),
+            _connector: None,
         })
     }
 

@@ -193,6 +193,12 @@ impl RawXsk {
         bind_socket(&self.socket, interface_index, queue, flags)
     }
 
+    /// Maps its fill ring once more, and unmaps it: EBUSY for a bound socket on an old kernel.
+    pub fn map_fill_ring_again(&self) -> Result<()> {
+        const PAGE_BYTES: usize = 4096;
+        Mapping::of_ring(&self.socket, XDP_UMEM_PGOFF_FILL_RING, PAGE_BYTES).map(drop)
+    }
+
     /// Binds it in copy mode, and tries again for a while where the queue's last socket is still on its way out.
     pub fn bind_copy(&self, interface_index: u32, queue: u32) -> rustix::io::Result<()> {
         let mut patience = 200;

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -56,6 +56,18 @@ pub(crate) fn socket_option(fd: impl AsFd, level: i32, name: i32) -> io::Result<
     };
     check(result)?;
     Ok(value)
+}
+
+/// `getsockopt(2)` of an option that gives a new fd.
+pub(crate) fn get_fd_option(fd: impl AsFd, level: i32, name: i32) -> io::Result<OwnedFd> {
+    let mut got: libc::c_int = -1;
+    let mut len = libc::socklen_t::try_from(size_of_val(&got)).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let value = (&raw mut got).cast();
+    // SAFETY: the kernel writes at most `len` bytes to `got`, which lives through the call.
+    let result = unsafe { libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, value, &raw mut len) };
+    check(result)?;
+    // SAFETY: the kernel has just made this fd for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(got) })
 }
 
 /// Bytes that were sent over a unix socket and not read yet (`SIOCOUTQ`, which is `TIOCOUTQ` by another name).

@@ -10,7 +10,9 @@ mod guest;
 mod image;
 mod initramfs;
 mod kernel;
+mod machine;
 mod qemu;
+mod readme;
 mod table;
 mod verdict;
 
@@ -25,7 +27,8 @@ use crate::repository;
 use apt::Apt;
 use guest::{End, Guest};
 use image::Programs;
-use kernel::{Kernel, Series};
+use kernel::Kernel;
+use machine::Machine;
 use qemu::Qemu;
 use table::{Run, Table};
 use verdict::Verdict;
@@ -35,41 +38,57 @@ use verdict::Verdict;
 /// Fetches QEMU (10.0 or later) and Debian's kernels 6.1, 6.12 and 7 with apt into target/vm, without installing
 /// anything and without root; builds the broker, the examples and the suite statically; boots each kernel, and prints
 /// one table. What was fetched is kept: `--refresh` asks Debian for newer ones.
+///
+/// Machines: 6.1, 6.12 and 7 run the whole suite, with two virtio-net devices on a wire; 7-igb what is about network
+/// cards, with two igb devices; 7-no-bpf-lsm what is about BPF LSM, booted without it. The whole is for every night
+/// (about an hour with two processors and no KVM), `--short` for every change.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  cargo xtask vm\n  cargo xtask vm --kernel 6.1 --kernel 7\n  cargo xtask vm --kernel 7 --test zero_copy"
+    after_help = "Examples:\n  cargo xtask vm\n  cargo xtask vm --short\n  cargo xtask vm --kernel 6.1 --kernel 7-igb\n  \
+                  cargo xtask vm --kernel 7 --test zero_copy\n  cargo xtask vm --readme"
 )]
 pub(crate) struct Arguments {
-    /// Only this kernel: 6.1, 6.12 or 7. May be given several times.
-    #[arg(long, value_name = "SERIES")]
+    /// Only this machine: 6.1, 6.12, 7, 7-igb or 7-no-bpf-lsm. May be given several times.
+    #[arg(long, value_name = "MACHINE")]
     kernel: Vec<String>,
-    /// Only tests whose names contain this.
+    /// Only tests whose names contain this. May be given several times.
     #[arg(long, value_name = "NAME")]
-    test: Option<String>,
+    test: Vec<String>,
+    /// One old and one new kernel, and of the suite what differs most between them: some minutes.
+    #[arg(long, conflicts_with_all = ["kernel", "test", "readme"])]
+    short: bool,
+    /// Write README's table of kernels from this run, if nothing failed.
+    #[arg(long, conflicts_with_all = ["kernel", "test"])]
+    readme: bool,
     /// Print the table as JSON.
     #[arg(long)]
     json: bool,
     /// Ask Debian for newer kernels, and a newer QEMU.
     #[arg(long)]
     refresh: bool,
-    /// How long one kernel may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    /// How long one machine may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     time_limit: u64,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let series = Series::chosen(&arguments.kernel)?;
+    let machines = match arguments.short {
+        true => Machine::short(),
+        false => Machine::chosen(&arguments.kernel)?,
+    };
     let cache = repository::root()?.join("target/vm");
     fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
-    let (mut qemu, kernels) = fetch(&cache, &series, arguments.refresh)?;
+    let (mut qemu, kernels) = fetch(&cache, &machines, arguments.refresh)?;
+    let begun = Instant::now();
     let programs = Programs::build(&cache)?;
+    eprintln!("== built in {:.0} s", begun.elapsed().as_secs_f64());
     if let Some(kernel) = kernels.first() {
         qemu.probe_kvm(&kernel.image)?;
     }
 
     let mut runs = Vec::new();
-    for kernel in &kernels {
-        runs.push(run_on(kernel, &qemu, &programs, &cache, arguments)?);
+    for (machine, kernel) in machines.iter().zip(&kernels) {
+        runs.push(run_on(machine, kernel, &qemu, &programs, &cache, arguments)?);
     }
     let table = Table {
         qemu: qemu.version,
@@ -83,11 +102,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if !table.kernels.iter().all(Run::succeeded) {
         bail!("the suite did not pass on every kernel");
     }
-    Ok(())
+    match arguments.readme {
+        true => readme::write(&table),
+        false => Ok(()),
+    }
 }
 
-/// QEMU and kernels: those that are there, the others from Debian.
-fn fetch(cache: &Path, series: &[Series], refresh: bool) -> Result<(Qemu, Vec<Kernel>)> {
+/// QEMU and the machines' kernels: those that are there, the others from Debian.
+fn fetch(cache: &Path, machines: &[Machine], refresh: bool) -> Result<(Qemu, Vec<Kernel>)> {
+    let begun = Instant::now();
     let mut apt = None;
     let mut debian = || -> Result<_> {
         if apt.is_none() {
@@ -100,41 +123,55 @@ fn fetch(cache: &Path, series: &[Series], refresh: bool) -> Result<(Qemu, Vec<Ke
         Some(qemu) => qemu,
         None => Qemu::fetch(cache, &*debian()?)?,
     };
-    let mut kernels = Vec::new();
-    for &series in series {
-        let present = if refresh {
-            None
-        } else {
-            Kernel::cached(series, cache)?
+    let mut kernels: Vec<Kernel> = Vec::new();
+    for &Machine { series, .. } in machines {
+        let known = kernels.iter().find(|kernel| kernel.series == series).cloned();
+        let present = match known {
+            None if !refresh => Kernel::cached(series, cache)?,
+            known => known,
         };
         kernels.push(match present {
             Some(kernel) => kernel,
             None => Kernel::fetch(series, cache, &*debian()?)?,
         });
     }
+    if let Some(apt) = &apt {
+        let seconds = begun.elapsed().as_secs_f64();
+        eprintln!(
+            "== fetched {} MB from Debian in {seconds:.0} s",
+            apt.fetched_bytes() / 1_000_000
+        );
+    }
     Ok((qemu, kernels))
 }
 
 fn run_on(
+    machine: &Machine,
     kernel: &Kernel,
     qemu: &Qemu,
     programs: &Programs,
     cache: &Path,
     arguments: &Arguments,
 ) -> Result<Run> {
-    let logs = log_folder(cache, kernel.series)?;
+    let logs = log_folder(cache, machine)?;
     let initramfs = programs.write_image(kernel, cache)?;
+    let tests: Vec<String> = match (&arguments.test[..], arguments.short) {
+        ([], true) => machine.short.iter().map(ToString::to_string).collect(),
+        ([], false) => machine.tests.iter().map(ToString::to_string).collect(),
+        (tests, _) => tests.to_vec(),
+    };
     let guest = Guest {
         qemu,
+        machine,
         kernel,
         initramfs: &initramfs,
         console: logs.join("console"),
-        arguments: arguments.test.iter().cloned().collect(),
+        arguments: tests,
         time_limit: Duration::from_secs(arguments.time_limit),
     };
     eprintln!(
-        "== {} on QEMU {} ({:?})",
-        kernel.release, qemu.version, qemu.accelerator
+        "== {}: {} on QEMU {} ({:?})",
+        machine.name, kernel.release, qemu.version, qemu.accelerator
     );
     let begun = Instant::now();
     let mut verdict = Verdict::new();
@@ -162,17 +199,18 @@ fn run_on(
         eprintln!("the end of the console:\n{}", guest.console_tail(40));
     }
     Ok(Run {
-        series: kernel.series.name,
+        machine: machine.name,
         release: kernel.release.clone(),
         seconds,
         trouble,
         tests: verdict.tests,
+        facts: verdict.facts,
     })
 }
 
 /// Where the last run's console and the tests' output stay, to be looked at.
-fn log_folder(cache: &Path, series: Series) -> Result<PathBuf> {
-    let folder = cache.join(format!("log-{}", series.name));
+fn log_folder(cache: &Path, machine: &Machine) -> Result<PathBuf> {
+    let folder = cache.join(format!("log-{}", machine.name));
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     Ok(folder)
 }

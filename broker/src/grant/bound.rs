@@ -21,8 +21,8 @@ use crate::lease::{Lease, LeaseId, LeasedSocket, Reservation};
 use crate::policy::Insert;
 
 /// Makes the memory of a new lease.
-pub(super) fn umem(engine: &Engine, reservation: &Reservation) -> Result<Made, Error> {
-    if engine.rings_can_be_mapped == Some(false) {
+pub(super) fn umem(engine: &mut Engine, reservation: &Reservation) -> Result<Made, Error> {
+    if engine.rings_can_be_mapped() == Some(false) {
         return Err(unsupported().into());
     }
     let Some(shape) = reservation.terms().umem() else {

@@ -11,5 +11,6 @@ pub mod pins;
 pub mod queue_probe;
 pub mod readable;
 pub mod redirect;
+pub mod ring_probe;
 pub mod umem;
 pub mod xsk;

@@ -92,15 +92,16 @@ impl QueueProbe {
         }
     }
 
-    /// The same, unless asking would disturb a free queue.
+    /// The same, unless asking would disturb a free queue. (Where the kernel does not tell what the driver has, the first
+    /// look at a device may: so it is known from then on.)
     ///
     /// # Errors
     ///
     /// As above.
     pub fn queue_use_untouched(&mut self, index: u32, queue: u32) -> Result<Option<QueueUse>, Failure> {
         match self.driver(index) {
-            DriverZeroCopy::Never => self.queue_use(index, queue).map(Some),
-            DriverZeroCopy::Maybe | DriverZeroCopy::Unknown => Ok(None),
+            DriverZeroCopy::Never | DriverZeroCopy::Unknown => self.queue_use(index, queue).map(Some),
+            DriverZeroCopy::Maybe => Ok(None),
         }
     }
 
@@ -133,7 +134,7 @@ impl QueueProbe {
 }
 
 /// A socket that is ready to be bound and good for nothing else: one page of umem, rings of one entry.
-fn unbound_socket() -> io::Result<OwnedFd> {
+pub(super) fn unbound_socket() -> io::Result<OwnedFd> {
     const PAGE_BYTES: usize = 4096;
     const CHUNK_BYTES: u32 = 4096;
 

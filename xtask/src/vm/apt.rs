@@ -3,6 +3,7 @@
 //! **Invariant**: the system's sources, package lists and package state are read at most, never changed; no root
 //! is needed. Versions are never written down here: they come from Debian's metapackages.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +24,8 @@ deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian
 #[derive(Debug)]
 pub(super) struct Apt {
     folder: PathBuf,
+    /// Of packages; the lists are not counted.
+    fetched_bytes: Cell<u64>,
 }
 
 /// A package of one version.
@@ -44,7 +47,11 @@ impl Apt {
             fs::create_dir_all(folder.join(below)).with_context(|| folder.display().to_string())?;
         }
         fs::write(folder.join("sources.list"), SOURCES)?;
-        let apt = Self { folder };
+        let fetched_bytes = Cell::new(0);
+        let apt = Self {
+            folder,
+            fetched_bytes,
+        };
         shell::run(apt.command("apt-get").arg("update"))?;
         Ok(apt)
     }
@@ -93,6 +100,8 @@ impl Apt {
         shell::run(download.args(packages.iter().map(ToString::to_string)))?;
         for entry in fs::read_dir(&downloads)? {
             let package = entry?.path();
+            let bytes = self.fetched_bytes.get() + fs::metadata(&package)?.len();
+            self.fetched_bytes.set(bytes);
             shell::output(Command::new("dpkg").arg("--extract").arg(package).arg(&partial))?;
         }
         fs::remove_dir_all(&downloads)?;
@@ -100,6 +109,11 @@ impl Apt {
             fs::remove_dir_all(into)?;
         }
         fs::rename(&partial, into).with_context(|| into.display().to_string())
+    }
+
+    /// How large the packages were that were fetched until now.
+    pub(super) fn fetched_bytes(&self) -> u64 {
+        self.fetched_bytes.get()
     }
 
     fn of_suite(&self, program: &str, suite: &str) -> Command {

@@ -15,37 +15,42 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::kernel::Kernel;
+use super::machine::{Machine, Nic};
 use super::qemu::{Accelerator, Qemu};
 
 /// What QEMU ends with when the guest writes 0x10 to isa-debug-exit: the value, doubled, plus one.
 const GOOD: i32 = 33;
 
-/// Two network devices of the guest's, joined by a hub of QEMU's: `iommu_platform` is what makes virtio-net use
-/// the DMA interface, without which it has no zero-copy.
-const DEVICES: [&str; 17] = [
+/// What every machine has: the device for its last word, and slots for network devices.
+const DEVICES: [&str; 15] = [
     "-device",
     "isa-debug-exit,iobase=0xf4,iosize=0x04",
     "-device",
     "pcie-root-port,id=rp0,chassis=1,slot=1",
     "-device",
     "pcie-root-port,id=rp1,chassis=2,slot=2",
+    "-device",
+    "pcie-root-port,id=rp2,chassis=3,slot=3",
     "-netdev",
     "hubport,id=n0,hubid=0",
     "-netdev",
     "hubport,id=n1,hubid=0",
-    "-device",
-    "virtio-net-pci,bus=rp0,netdev=n0,mac=52:54:00:00:00:01,romfile=,iommu_platform=on",
-    "-device",
-    "virtio-net-pci,bus=rp1,netdev=n1,mac=52:54:00:00:00:02,romfile=,iommu_platform=on",
     "-nographic",
     "-nodefaults",
     "-no-reboot",
 ];
 
+/// The two devices that are joined by a hub of QEMU's.
+const WIRED: [&str; 2] = ["52:54:00:00:00:01", "52:54:00:00:00:02"];
+/// A device with so many queues, half of which are in use, since the guest has half as many processors.
+const QUEUES: u32 = 4;
+const MANY_QUEUES: &str = "52:54:00:00:00:03";
+
 /// A machine to be run.
 #[derive(Debug)]
 pub(super) struct Guest<'a> {
     pub(super) qemu: &'a Qemu,
+    pub(super) machine: &'a Machine,
     pub(super) kernel: &'a Kernel,
     pub(super) initramfs: &'a Path,
     /// Where the kernel's console is written.
@@ -67,12 +72,13 @@ pub(super) enum End {
 impl Guest<'_> {
     /// Runs it, and hands over each line of the tests as it comes.
     pub(super) fn run(&self, mut on_line: impl FnMut(&str)) -> Result<End> {
-        let mut command = self.qemu.command();
+        let mut command = self.qemu.command(self.has_tap());
         let accelerator = self.qemu.accelerator;
         command
             .args(["-M", "q35", "-smp", "2", "-m", "768"])
             .args(["-cpu", "max", "-accel", accelerator.argument()])
             .args(DEVICES)
+            .args(self.network_devices())
             .arg("-serial")
             .arg(format!("file:{}", self.console.display()))
             .args(["-serial", "stdio", "-kernel"])
@@ -135,10 +141,42 @@ impl Guest<'_> {
 
     fn command_line(&self, accelerator: Accelerator) -> String {
         // What follows `--` is the init program's; NAME=VALUE before it, its environment.
-        format!(
-            "console=ttyS0 panic=-1 no_timer_check loglevel=4 XSK_E2E_PATIENCE={} -- {}",
+        let mut line = format!(
+            "console=ttyS0 panic=-1 no_timer_check loglevel=4 {} XSK_E2E_PATIENCE={} XSK_E2E_NICS={},{}",
+            self.machine.options,
             accelerator.patience(),
-            self.arguments.join(" ")
-        )
+            self.machine.nic.driver(),
+            WIRED.join(","),
+        );
+        if self.has_tap() {
+            line += &format!(" XSK_E2E_QUEUES_NIC={MANY_QUEUES}");
+        }
+        line + " -- " + &self.arguments.join(" ")
+    }
+
+    fn network_devices(&self) -> Vec<String> {
+        let mut devices = Vec::new();
+        for (slot, mac) in WIRED.iter().enumerate() {
+            let device = self.machine.nic.device();
+            devices.push("-device".to_owned());
+            devices.push(format!("{device},bus=rp{slot},netdev=n{slot},mac={mac},romfile="));
+        }
+        if self.has_tap() {
+            let vectors = 2 * QUEUES + 2;
+            devices.extend([
+                "-netdev".to_owned(),
+                format!("tap,id=n2,ifname=xsk-e2e,queues={QUEUES},script=no,downscript=no"),
+                "-device".to_owned(),
+                format!(
+                    "virtio-net-pci,bus=rp2,netdev=n2,mac={MANY_QUEUES},mq=on,vectors={vectors},romfile="
+                ),
+            ]);
+        }
+        devices
+    }
+
+    /// Only a tap has several queues in QEMU. It is made in a network namespace that QEMU has to itself.
+    fn has_tap(&self) -> bool {
+        self.machine.nic == Nic::VirtioNet && self.qemu.may_make_taps
     }
 }

@@ -12,39 +12,48 @@ use anyhow::{Context as _, Result, bail};
 
 use super::apt::{Apt, Package};
 
-/// A line of kernels, of which Debian has one.
+/// A line of kernels, of which Debian has one at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Series {
-    /// What `--kernel` takes.
+    /// The folder that it is unpacked to, and its row in the table.
     pub(super) name: &'static str,
     suite: &'static str,
+    metapackage: &'static str,
 }
 
-/// The oldest that is supported, the one in between, the newest that there is.
-pub(super) const SERIES: [Series; 3] = [
-    Series {
-        name: "6.1",
-        suite: "bookworm-security",
-    },
-    Series {
-        name: "6.12",
-        suite: "bookworm-backports",
-    },
-    Series {
-        name: "7",
-        suite: "trixie-backports",
-    },
-];
+/// For virtual machines: a quarter of the others' size.
+const CLOUD: &str = "linux-image-cloud-amd64";
+/// With the drivers of real devices.
+const GENERIC: &str = "linux-image-amd64";
 
-/// The kernels for virtual machines: a quarter of the others' size.
-const METAPACKAGE: &str = "linux-image-cloud-amd64";
+pub(super) const CLOUD_6_1: Series = Series {
+    name: "6.1",
+    suite: "bookworm-security",
+    metapackage: CLOUD,
+};
+pub(super) const CLOUD_6_12: Series = Series {
+    name: "6.12",
+    suite: "bookworm-backports",
+    metapackage: CLOUD,
+};
+pub(super) const CLOUD_7: Series = Series {
+    name: "7",
+    suite: "trixie-backports",
+    metapackage: CLOUD,
+};
+pub(super) const GENERIC_7: Series = Series {
+    name: "7-generic",
+    suite: "trixie-backports",
+    metapackage: GENERIC,
+};
 
 /// What the tests, the fixture and the virtual machine use, where it is not built in.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 11] = [
     "af_packet",
     "bridge",
     "cls_bpf",
     "dummy",
+    "igb",
     "ipv6",
     "sch_ingress",
     "tun",
@@ -56,7 +65,7 @@ const MODULES: [&str; 10] = [
 const TRANSPORT: &str = "virtio_pci";
 
 /// An unpacked kernel.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Kernel {
     pub(super) series: Series,
     /// As `uname -r` says it.
@@ -70,23 +79,6 @@ pub(super) struct Kernel {
 pub(super) struct Module {
     pub(super) name: String,
     pub(super) bytes: Vec<u8>,
-}
-
-impl Series {
-    /// Those that `--kernel` names; all for none.
-    pub(super) fn chosen(wanted: &[String]) -> Result<Vec<Self>> {
-        if wanted.is_empty() {
-            return Ok(SERIES.to_vec());
-        }
-        let find = |wanted: &String| {
-            let series = SERIES.into_iter().find(|series| wanted == series.name);
-            series.with_context(|| {
-                let names = SERIES.map(|series| series.name).join(", ");
-                format!("there is no kernel {wanted}: choose among {names}")
-            })
-        };
-        wanted.iter().map(find).collect()
-    }
 }
 
 impl Kernel {
@@ -104,10 +96,10 @@ impl Kernel {
     pub(super) fn fetch(series: Series, cache: &Path, apt: &Apt) -> Result<Self> {
         let folder = Self::folder(series, cache);
         let image = apt
-            .pinned_dependencies(&apt.candidate(METAPACKAGE, series.suite)?)?
+            .pinned_dependencies(&apt.candidate(series.metapackage, series.suite)?)?
             .into_iter()
             .find(|package| package.name.starts_with("linux-image-"))
-            .with_context(|| format!("{METAPACKAGE} of {} leads to no image", series.suite))?;
+            .with_context(|| format!("{} of {} leads to no image", series.metapackage, series.suite))?;
         // From 7 on the image's package is a metapackage as well.
         let mut parts: Vec<Package> = apt.pinned_dependencies(&image)?;
         parts
@@ -246,12 +238,5 @@ mod tests {
         assert_eq!(dependencies(bytes), ["net_failover", "virtio_ring"]);
         assert!(dependencies(b"license=GPL\0depends=\0").is_empty());
         assert!(dependencies(b"nothing").is_empty());
-    }
-
-    #[test]
-    fn a_kernel_is_chosen_by_its_series() {
-        assert_eq!(Series::chosen(&[]).unwrap(), SERIES);
-        assert_eq!(Series::chosen(&["6.12".to_owned()]).unwrap(), [SERIES[1]]);
-        assert!(Series::chosen(&["5.4".to_owned()]).is_err());
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Qemu {
     unpacked: Option<PathBuf>,
     pub(super) version: String,
     pub(super) accelerator: Accelerator,
+    /// Whether it can be started in a network namespace of its own, and make a tap there.
+    pub(super) may_make_taps: bool,
 }
 
 /// What runs the guest's instructions.
@@ -63,8 +65,9 @@ impl Qemu {
             unpacked,
             version: String::new(),
             accelerator: Accelerator::Tcg,
+            may_make_taps: may_make_taps(),
         };
-        let text = shell::output(qemu.command().arg("--version"))?;
+        let text = shell::output(qemu.command(false).arg("--version"))?;
         let version = text
             .strip_prefix("QEMU emulator version ")
             .and_then(|rest| rest.split_whitespace().next())
@@ -77,9 +80,16 @@ impl Qemu {
         Ok(qemu)
     }
 
-    /// The program, with what an unpacked one needs to find its libraries and firmware.
-    pub(super) fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+    /// The program, with what an unpacked one needs to find its libraries and firmware; in a network namespace of its own
+    /// or in the caller's.
+    pub(super) fn command(&self, in_namespace: bool) -> Command {
+        let mut command = if in_namespace {
+            let mut command = Command::new(NAMESPACE[0]);
+            command.args(&NAMESPACE[1..]).arg(&self.program);
+            command
+        } else {
+            Command::new(&self.program)
+        };
         command.stdin(Stdio::null());
         let Some(folder) = &self.unpacked else {
             return command;
@@ -111,7 +121,7 @@ impl Qemu {
         // It has no root file system, so it panics, and QEMU ends, once it has come all the way there.
         let started = Instant::now();
         let mut child = self
-            .command()
+            .command(false)
             .args(["-M", "q35", "-accel", "kvm", "-cpu", "max", "-m", "256"])
             .args([
                 "-nographic",
@@ -136,6 +146,22 @@ impl Qemu {
         }
         Ok(())
     }
+}
+
+/// Starts a program in a network namespace of its own, in which it is root, without being it here (unshare(1) of
+/// util-linux, which every Debian has).
+const NAMESPACE: [&str; 4] = ["unshare", "--map-root-user", "--net", "--"];
+
+/// Whether this machine lets ordinary users have network namespaces and taps.
+fn may_make_taps() -> bool {
+    let tun = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    let mut namespace = Command::new(NAMESPACE[0]);
+    namespace
+        .args(&NAMESPACE[1..])
+        .arg("true")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    tun.is_ok() && namespace.status().is_ok_and(|status| status.success())
 }
 
 impl Accelerator {

@@ -6,17 +6,18 @@ use std::fmt::{self, Write as _};
 use serde::Serialize;
 
 use super::guest::End;
-use super::verdict::{Outcome, TestResult};
+use super::verdict::{Fact, Outcome, TestResult};
 
 /// What came of one kernel.
 #[derive(Debug, Serialize)]
 pub(super) struct Run {
-    pub(super) series: &'static str,
+    pub(super) machine: &'static str,
     pub(super) release: String,
     pub(super) seconds: f64,
     /// Why the run as a whole is no success, beside the tests that failed.
     pub(super) trouble: Option<String>,
     pub(super) tests: BTreeMap<String, TestResult>,
+    pub(super) facts: Vec<Fact>,
 }
 
 /// All runs.
@@ -59,11 +60,35 @@ impl Run {
         }
     }
 
-    fn count(&self, wanted: impl Fn(&Outcome) -> bool) -> usize {
+    /// What was found out about the kernel by that name.
+    pub(super) fn fact(&self, name: &str) -> &str {
+        let fact = self.facts.iter().find(|fact| fact.name == name);
+        fact.map_or("-", |fact| &fact.value)
+    }
+
+    pub(super) fn count(&self, wanted: impl Fn(&Outcome) -> bool) -> usize {
         self.tests
             .values()
             .filter(|result| wanted(&result.outcome))
             .count()
+    }
+}
+
+impl Table {
+    /// What came of a machine, if it was run.
+    pub(super) fn of(&self, machine: &str) -> Option<&Run> {
+        self.kernels.iter().find(|run| run.machine == machine)
+    }
+
+    /// The names of all facts, in the order of the tests that found them out.
+    pub(super) fn facts(&self) -> Vec<&str> {
+        let mut names = Vec::new();
+        for fact in self.kernels.iter().flat_map(|run| &run.facts) {
+            if !names.contains(&fact.name.as_str()) {
+                names.push(&fact.name);
+            }
+        }
+        names
     }
 }
 
@@ -80,6 +105,7 @@ impl fmt::Display for Table {
             line
         };
         let cells = |cell: &dyn Fn(&Run) -> String| self.kernels.iter().map(cell).collect::<Vec<_>>();
+        writeln!(formatter, "{}", row("", cells(&|run| run.machine.to_owned())))?;
         writeln!(formatter, "{}", row("test", cells(&|run| run.release.clone())))?;
         for name in names {
             writeln!(formatter, "{}", row(name, cells(&|run| run.cell(name))))?;
@@ -104,16 +130,23 @@ impl fmt::Display for Table {
             "{}",
             row("seconds", cells(&|run| format!("{:.0}", run.seconds)))
         )?;
+        for name in self.facts() {
+            writeln!(
+                formatter,
+                "{}",
+                row(name, cells(&|run| run.fact(name).to_owned()))
+            )?;
+        }
         for run in &self.kernels {
             for (test, result) in &run.tests {
                 if let Outcome::Skipped { reason } = &result.outcome {
-                    writeln!(formatter, "skipped on {}: {test}: {reason}", run.release)?;
+                    writeln!(formatter, "skipped on {}: {test}: {reason}", run.machine)?;
                 }
             }
         }
         for run in &self.kernels {
             if let Some(trouble) = &run.trouble {
-                writeln!(formatter, "FAILED on {}: {trouble}", run.release)?;
+                writeln!(formatter, "FAILED on {}: {trouble}", run.machine)?;
             }
         }
         Ok(())
@@ -147,11 +180,15 @@ mod tests {
             seconds: 1.25,
         };
         let run = |release: &str, outcome| Run {
-            series: "x",
+            machine: "x",
             release: release.to_owned(),
             seconds: 9.0,
             trouble: None,
             tests: [("a::b".to_owned(), result(outcome))].into(),
+            facts: vec![Fact {
+                name: "SO_X".to_owned(),
+                value: "yes".to_owned(),
+            }],
         };
         let reason = "no such thing".to_owned();
         let table = Table {
@@ -167,8 +204,9 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("\nskipped on 7.3.4: a::b: no such thing\n"),
+            text.contains("\nSO_X                  yes          yes\n"),
             "{text}"
         );
+        assert!(text.contains("\nskipped on x: a::b: no such thing\n"), "{text}");
     }
 }

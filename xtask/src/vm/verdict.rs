@@ -29,11 +29,20 @@ pub(super) struct TestResult {
     pub(super) seconds: f64,
 }
 
+/// Something that a test found out about the kernel it ran on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Fact {
+    pub(super) name: String,
+    pub(super) value: String,
+}
+
 /// Reads lines and keeps what they say.
 #[derive(Debug)]
 pub(super) struct Verdict {
     /// By name.
     pub(super) tests: BTreeMap<String, TestResult>,
+    /// What tests found out about the kernel, in their order.
+    pub(super) facts: Vec<Fact>,
     /// What the harness printed of the tests that failed.
     pub(super) failures: String,
     /// How the init program says that the tests ended.
@@ -48,6 +57,7 @@ impl Verdict {
     pub(super) fn new() -> Self {
         Self {
             tests: BTreeMap::new(),
+            facts: Vec::new(),
             failures: String::new(),
             ended: None,
             current: None,
@@ -98,6 +108,11 @@ impl Verdict {
             self.skips.insert(name.to_owned(), reason.to_owned());
             return;
         }
+        if let Some((name, value)) = line.strip_prefix("FACT ").and_then(|fact| fact.split_once(": ")) {
+            let (name, value) = (name.to_owned(), value.to_owned());
+            self.facts.push(Fact { name, value });
+            return;
+        }
         let outcome = match line {
             "ok" => Outcome::Passed,
             "FAILED" => Outcome::Failed,
@@ -146,7 +161,7 @@ mod tests {
     #[test]
     fn results_skips_and_seconds_are_read() {
         let verdict = verdict(
-            "running 4 tests\ntest a::b ... ok\ntest c ... FAILED\ntest d ... SKIP d: this kernel lacks it: x\nok\n\
+            "running 4 tests\ntest a::b ... ok\ntest c ... FACT SO_X: no\nFAILED\ntest d ... SKIP d: this kernel lacks it: x\nok\n\
              test e - should panic ... ok\n\nfailures:\n\n---- c stdout ----\nwhy\n\nfailures:\n    c\n\n\
              test result: FAILED. 3 passed; 1 failed;\nvm-init: tests ended: exit status: 101",
         );
@@ -157,6 +172,8 @@ mod tests {
         );
         let reason = "this kernel lacks it: x".to_owned();
         assert_eq!(of("d"), Outcome::Skipped { reason });
+        let (name, value) = ("SO_X".to_owned(), "no".to_owned());
+        assert_eq!(verdict.facts, [Fact { name, value }]);
         assert!((verdict.tests["d"].seconds - 2.0).abs() < f64::EPSILON);
         assert!(verdict.failures.contains("---- c stdout ----\nwhy"));
         assert_eq!(verdict.ended.as_deref(), Some("exit status: 101"));

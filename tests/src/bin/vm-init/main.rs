@@ -96,7 +96,6 @@ fn suite(report: &File) -> Result<String> {
         .env("XSK_E2E_CLIENT_DIR", "/bin/examples")
         .env("XSK_E2E_PAPERS", "/papers")
         .env("XSK_E2E_IMAGE_LACKS", "python3")
-        .env("XSK_E2E_NICS", "52:54:00:00:00:01 52:54:00:00:00:02")
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(report.try_clone()?)
