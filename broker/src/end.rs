@@ -12,6 +12,7 @@ use xsk_client::wire::{BrokerError, LeaseState};
 use crate::audit::{Event, Line};
 use crate::engine::Engine;
 use crate::error::{Error, chain};
+use crate::grant;
 use crate::identity::Peer;
 use crate::kernel::queue_probe::{QueueProbe, QueueUse};
 use crate::lease::{Lease, LeaseId};
@@ -91,13 +92,15 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
     }
 }
 
-/// Does what is due: ends leases that were not activated in time, and frees what the kernel has let go of.
+/// Does what is due: looks after sockets of kind `bare`, ends leases that were not activated in time, and frees what the kernel has let go of.
 pub fn settle(engine: &mut Engine, now: Instant) {
     for id in engine.leases.ids(|lease| lease.due.is_some_and(|due| due <= now)) {
         let Some(lease) = engine.leases.get_mut(id) else {
             continue;
         };
-        if lease.is_live() {
+        if lease.is_live() && lease.deadline > now {
+            grant::bare::look(engine, id, now);
+        } else if lease.is_live() {
             end(engine, id, Reason::NotActivated);
         } else if still_held(&mut engine.probe, lease) {
             look_again_later(lease, now);

@@ -73,12 +73,17 @@ impl Failure {
 
     /// Whether what the kernel said is that there is no such device: it went while it was being worked on.
     pub fn is_no_device(&self) -> bool {
+        self.is_errno(libc::ENODEV)
+    }
+
+    /// Whether this is what the kernel said.
+    pub fn is_errno(&self, errno: i32) -> bool {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = cause {
             let of_kernel = error
                 .downcast_ref::<io::Error>()
                 .and_then(io::Error::raw_os_error);
-            if of_kernel == Some(libc::ENODEV) {
+            if of_kernel == Some(errno) {
                 return true;
             }
             cause = error.source();

@@ -6,9 +6,11 @@
 //! are packets redirected to them.
 //!
 //! Why this order: a socket that is in the map and not bound swallows the packets of its queue, counted nowhere
-//! (`xsk_rcv_check`, net/xdp/xsk.c). Each step's result is what the next one takes, so that no kernel object can be
-//! made without a decision of the policy, and dropping it undoes the step.
+//! (`xsk_rcv_check`, net/xdp/xsk.c). A holder of `bare` sockets, as QEMU is one, knows nothing of leases: for that kind
+//! [`bare::look`] does the second half, by itself. Each step's result is what the next one takes, so that no kernel
+//! object can be made without a decision of the policy, and dropping it undoes the step.
 
+pub mod bare;
 mod bound;
 mod refusals;
 
@@ -137,7 +139,7 @@ pub fn acquire(
 
     // 5. What the holder gets, by the kind of its sockets: confined as the terms say.
     let made = match reservation.terms().sockets() {
-        SocketKind::Prepared => prepared(&reservation, &redirect)?,
+        SocketKind::Prepared | SocketKind::Bare => unbound(&reservation, &redirect)?,
         SocketKind::Bound => bound::umem(engine, &reservation)?,
     };
 
@@ -166,15 +168,22 @@ struct Made {
     fds: Vec<OwnedFd>,
 }
 
-/// Kind `prepared`: unbound sockets, with their rings.
-fn prepared(reservation: &Reservation, redirect: &Redirect) -> Result<Made, Error> {
+/// Kinds `prepared` and `bare`: unbound sockets, the former with their rings.
+fn unbound(reservation: &Reservation, redirect: &Redirect) -> Result<Made, Error> {
     let mut sockets = Vec::new();
     for queue in reservation.terms().queues().iter() {
-        let socket =
-            Xsk::new(reservation, queue).map_err(|failure| of_device(&reservation.device().name, failure))?;
+        let socket = match reservation.terms().sockets() {
+            SocketKind::Bare => Xsk::bare(reservation, queue),
+            SocketKind::Prepared | SocketKind::Bound => Xsk::new(reservation, queue),
+        };
+        let socket = socket.map_err(|failure| of_device(&reservation.device().name, failure))?;
         let slot = match reservation.terms().insert() {
             Insert::WhenBound => None,
-            Insert::AtGrant => Some(redirect.insert(&socket)?),
+            Insert::AtGrant => Some(
+                redirect
+                    .insert(&socket)
+                    .map_err(|failure| bare::at_grant(reservation, failure))?,
+            ),
         };
         sockets.push(LeasedSocket {
             slot,
@@ -208,7 +217,12 @@ pub fn activate(engine: &mut Engine, peer: &Peer, id: LeaseId) -> Result<Activat
     if lease.state == LeaseState::Active {
         return Ok(activated(lease));
     }
+    fill_slots(engine, id)
+}
 
+/// Redirects packets to a lease's sockets, if all of them are bound to what was granted.
+fn fill_slots(engine: &mut Engine, id: LeaseId) -> Result<Activated, Error> {
+    let lease = engine.leases.get_mut(id).ok_or_else(|| end::no_such_lease(id))?;
     if lease.umem.is_some() {
         return Err(bound::bind_first(lease).into());
     }
@@ -329,7 +343,7 @@ fn check_unused(engine: &mut Engine, reservation: &Reservation) -> Result<(), Er
 fn reply(reservation: &Reservation, redirect: &Redirect) -> Acquired {
     let (terms, device) = (reservation.terms(), reservation.device());
     let handed_over = match terms.sockets() {
-        SocketKind::Prepared => terms.queues().len(),
+        SocketKind::Prepared | SocketKind::Bare => terms.queues().len(),
         SocketKind::Bound => 0,
     };
     Acquired {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use xsk_client::wire::{BrokerError, Counters, LeaseQueue, LeaseState, QueueLock};
+use xsk_client::wire::{BrokerError, Counters, LeaseQueue, LeaseState, QueueLock, SocketKind};
 
 use crate::charge::{Accounts, Charge, Resource};
 use crate::device::Device;
@@ -304,11 +304,15 @@ pub struct Lease {
     pub umem: Option<Umem>,
     /// How far it has come.
     pub state: LeaseState,
-    /// What is to be done with it, and when, without anybody asking: end it if it is not active, look whether its
-    /// queues are free if it lingers.
+    /// What is to be done with it, and when, without anybody asking: end it if it is not active, or look whether its bare
+    /// sockets are bound by now; look whether its queues are free if it lingers.
     pub due: Option<Instant>,
+    /// When it ends if it is not active.
+    pub deadline: Instant,
     /// How long the last wait for its queues was.
     pub linger_wait: Duration,
+    /// Whether a look at its bare sockets has failed, and was told.
+    pub look_failed: bool,
     /// The requester's text, for the log and the list.
     pub label: Option<String>,
     /// What its sockets had counted when it ended.
@@ -331,12 +335,19 @@ impl Lease {
         label: Option<String>,
         watch: oneshot::Sender<()>,
     ) -> Self {
+        let deadline = Instant::now() + reservation.terms().activate_within();
+        let due = match reservation.terms().sockets() {
+            SocketKind::Prepared | SocketKind::Bound => deadline,
+            SocketKind::Bare => Instant::now(),
+        };
         Self {
             sockets,
             umem,
             state: LeaseState::HandedOver,
-            due: Some(Instant::now() + reservation.terms().activate_within()),
+            due: Some(due),
+            deadline,
             linger_wait: Duration::ZERO,
+            look_failed: false,
             last_seen: Vec::new(),
             label,
             watch: Some(watch),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::bind::Mode;
 use crate::call_error::CallError;
+use crate::memlock::{Bytes, MemlockTooLow};
 use crate::ring::CorruptRing;
 use crate::sys::Ring;
 use crate::wire::{InterfaceName, ZeroCopy};
@@ -69,19 +70,8 @@ pub enum Error {
         cause: io::Error,
     },
     /// The umem is more than this user may pin.
-    #[error(
-        "umem of {} is above RLIMIT_MEMLOCK {}, which uid {uid} shares over its processes; make it smaller, or raise the \
-         limit (`ulimit -l`, LimitMEMLOCK= of the service, memlock in limits.conf)",
-        Bytes(*.umem_bytes), Bytes(*.limit_bytes)
-    )]
-    Memlock {
-        /// The umem.
-        umem_bytes: u64,
-        /// The limit of this process.
-        limit_bytes: u64,
-        /// Whose pinned pages are counted: the real uid.
-        uid: u32,
-    },
+    #[error(transparent)]
+    MemlockTooLow(#[from] MemlockTooLow),
     /// A call on the way to a bound socket.
     #[error("{call} for {queue}: {cause}")]
     Socket {
@@ -209,41 +199,9 @@ pub enum InheritError {
     Taken,
 }
 
-/// Bytes as people write them.
-#[derive(Debug, Clone, Copy)]
-struct Bytes(u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const KIB: u64 = 1 << 10;
-        const MIB: u64 = 1 << 20;
-        match self.0 {
-            bytes if bytes >= MIB && bytes.is_multiple_of(MIB) => write!(f, "{} MiB", bytes / MIB),
-            bytes if bytes >= KIB && bytes.is_multiple_of(KIB) => write!(f, "{} KiB", bytes / KIB),
-            bytes => write!(f, "{bytes} bytes"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn memlock_is_told_in_words() {
-        let error = Error::Memlock {
-            umem_bytes: 32 << 20,
-            limit_bytes: 8 << 20,
-            uid: 1001,
-        };
-        let text = error.to_string();
-        assert!(
-            text.starts_with(
-                "umem of 32 MiB is above RLIMIT_MEMLOCK 8 MiB, which uid 1001 shares over its processes"
-            ),
-            "{text}"
-        );
-    }
 
     #[test]
     fn errors_are_small_enough_to_return_from_the_datapath() {

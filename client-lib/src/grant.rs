@@ -32,6 +32,13 @@ impl Request {
         self
     }
 
+    /// In which state the sockets are wanted; [`SocketKind::Prepared`] if not set. Of kind `Bare` they are for programs
+    /// that make the rings themselves; this library does so, too, when it binds them.
+    pub fn kind(mut self, kind: SocketKind) -> Self {
+        self.0.sockets = kind;
+        self
+    }
+
     /// A text for the broker's log and list.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.0.label = Some(label.into());
@@ -136,7 +143,7 @@ impl Grant {
     ///
     /// # Errors
     ///
-    /// [`Error::Count`] unless there is one umem for each socket; [`Error::Memlock`], [`Error::QueueBusy`],
+    /// [`Error::Count`] unless there is one umem for each socket; [`Error::MemlockTooLow`], [`Error::QueueBusy`],
     /// [`Error::NoZeroCopy`], [`Error::ModeNotAllowed`], [`Error::Socket`]. The sockets are closed then, and the broker ends
     /// the lease.
     pub fn bind(self, umems: Vec<Umem>, options: &BindOptions) -> Result<Bound<Vec<Xsk>>, Error> {
@@ -149,7 +156,7 @@ impl Grant {
             });
         }
         let options = options.clone().under(self.acquired.zero_copy);
-        let (lease, opened) = self.into_opened();
+        let (lease, opened) = self.into_opened()?;
         let mut sockets = Vec::new();
         for (opened, umem) in opened.into_iter().zip(umems) {
             sockets.append(&mut Xsk::bind(vec![opened], umem, &options)?);
@@ -187,7 +194,7 @@ impl Grant {
     /// [`Error::UmemShares`] where the umem has fewer chunks than the grant has sockets; else as [`Self::bind`].
     pub fn bind_shared(self, umem: Umem, options: &BindOptions) -> Result<Bound<Vec<Xsk>>, Error> {
         let options = options.clone().under(self.acquired.zero_copy);
-        let (lease, opened) = self.into_opened();
+        let (lease, opened) = self.into_opened()?;
         let sockets = Xsk::bind(opened, umem, &options)?;
         Ok(Bound { lease, sockets })
     }
@@ -209,7 +216,7 @@ impl Grant {
         }
     }
 
-    fn into_opened(self) -> (u64, Vec<Opened>) {
+    fn into_opened(self) -> Result<(u64, Vec<Opened>), Error> {
         let Self { acquired, sockets } = self;
         let opened = sockets.into_iter().zip(&acquired.sockets);
         let opened = opened.map(|(socket, granted)| Opened {
@@ -221,7 +228,13 @@ impl Grant {
             interface_index: acquired.interface_index,
             rings: acquired.rings.into(),
         });
-        (acquired.lease, opened.collect())
+        let opened: Vec<Opened> = opened.collect();
+        if acquired.kind == SocketKind::Bare {
+            for opened in &opened {
+                opened.make_rings(acquired.rings)?;
+            }
+        }
+        Ok((acquired.lease, opened))
     }
 }
 

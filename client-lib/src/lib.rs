@@ -35,6 +35,8 @@ mod frame;
 mod grant;
 #[cfg(feature = "datapath")]
 mod inherit;
+#[cfg(feature = "sys")]
+mod memlock;
 #[cfg(feature = "datapath")]
 mod pool;
 #[cfg(feature = "datapath")]
@@ -68,6 +70,8 @@ pub use error::{Error, InheritError, Queue};
 pub use frame::{Frame, Unsent, UnsentReason};
 #[cfg(feature = "datapath")]
 pub use grant::{Bound, Grant, Request};
+#[cfg(feature = "sys")]
+pub use memlock::MemlockTooLow;
 #[cfg(feature = "datapath")]
 pub use receive::{Received, RxFrame};
 #[cfg(feature = "datapath")]

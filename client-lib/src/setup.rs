@@ -12,8 +12,9 @@ use rustix::io::Errno;
 use rustix::process::Resource;
 
 use crate::error::{Error, Queue};
+use crate::memlock::MemlockTooLow;
 use crate::ring::{CompletionRing, FillRing, RxRing, TxRing};
-use crate::sys;
+use crate::sys::{self, Ring};
 use crate::umem::Umem;
 use crate::wire::RingSizes;
 
@@ -38,7 +39,7 @@ impl From<RingSizes> for RingEntries {
     }
 }
 
-/// A socket as it comes from the broker: its rings are made. It has no umem yet and is not bound, or it is both.
+/// A socket as it comes from the broker: its rings are made, unless it is of kind `bare`. It has no umem yet and is not bound, or it is both.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) socket: OwnedFd,
@@ -65,6 +66,20 @@ impl Opened {
                 _ => self.failed("XDP_UMEM_REG", cause),
             }
         })
+    }
+
+    /// Makes the four rings of a socket that came without any.
+    pub(crate) fn make_rings(&self, sizes: RingSizes) -> Result<(), Error> {
+        let failed = |cause| self.failed("setsockopt of a ring's size", cause);
+        for (ring, entries) in [
+            (Ring::Fill, sizes.fill),
+            (Ring::Completion, sizes.completion),
+            (Ring::Rx, sizes.rx),
+            (Ring::Tx, sizes.tx),
+        ] {
+            sys::create_ring(&self.socket, ring, entries).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Maps the rings that there are.
@@ -106,8 +121,8 @@ impl Opened {
 }
 
 fn memlock(umem: &Umem) -> Error {
-    Error::Memlock {
-        umem_bytes: umem.len(),
+    MemlockTooLow {
+        needed_bytes: umem.len(),
         limit_bytes: rustix::process::getrlimit(Resource::Memlock)
             .current
             .unwrap_or(u64::MAX),
@@ -115,4 +130,5 @@ fn memlock(umem: &Umem) -> Error {
         // without setuid is the real one too.
         uid: rustix::process::getuid().as_raw(),
     }
+    .into()
 }

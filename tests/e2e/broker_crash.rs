@@ -127,6 +127,7 @@ fn the_list_counts_what_was_redirected_and_what_was_dropped() {
     let traffic = Traffic::new(&world);
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
     let acquire = Order::Acquire {
+        kind: xsk_client::wire::SocketKind::Prepared,
         target: "eth0:3".to_owned(),
         ring_entries: u32::try_from(RING).unwrap(),
     };

@@ -31,7 +31,7 @@ fn a_umem_above_the_memlock_is_told_in_words() {
         chunks,
     };
     let failure = holder.ask(&bind(2050)).unwrap_err();
-    assert_eq!(failure.kind, "Error::Memlock");
+    assert_eq!(failure.kind, "Error::MemlockTooLow");
     let words = format!(
         "umem of 8200 KiB is above RLIMIT_MEMLOCK 8 MiB, which uid {} shares",
         alice.number()
@@ -107,7 +107,7 @@ fn who_lost_its_sockets_by_that_releases_and_asks_again() {
         chunk_bytes: 4096,
         chunks: 4096,
     };
-    assert_eq!(holder.ask(&bind).unwrap_err().kind, "Error::Memlock");
+    assert_eq!(holder.ask(&bind).unwrap_err().kind, "Error::MemlockTooLow");
     holder.close(lease);
     holder.release(lease);
     // It was never bound, so the kernel has nothing to let go of.

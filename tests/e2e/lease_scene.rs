@@ -36,9 +36,14 @@ pub(crate) fn allow(uid: u32, queues: &str) -> String {
 
 /// The same with more keys.
 pub(crate) fn allow_with(uid: u32, queues: &str, more: &str) -> String {
+    allow_kinds(uid, queues, &["prepared"], more)
+}
+
+/// The same for sockets of these kinds.
+pub(crate) fn allow_kinds(uid: u32, queues: &str, kinds: &[&str], more: &str) -> String {
     format!(
         "[[allow]]\nname = \"uid-{uid}\"\nuser = {uid}\ninterface = \"*\"\nqueues = \"{queues}\"\n\
-         sockets = [\"prepared\"]\n{more}\n"
+         sockets = {kinds:?}\n{more}\n"
     )
 }
 

@@ -37,6 +37,7 @@ mod papers_python;
 mod policy_start;
 mod puppet;
 mod puppet_body;
+mod qemu_consumer;
 mod scene;
 mod shared_umem;
 mod varlink_file;
@@ -59,5 +60,6 @@ e2e::bodies![
     wire_zlink::zlink_client,
     puppet_body::puppet,
     bound_umem::reflect_as_bound,
+    qemu_consumer::qemu,
     shared_umem::bridge,
 ];

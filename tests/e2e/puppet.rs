@@ -14,6 +14,7 @@ use e2e::uids::User;
 use e2e::world::{Side, World};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use xsk_client::wire::SocketKind;
 
 /// What to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -25,7 +26,11 @@ pub(crate) enum Order {
     /// Closes its connection.
     Disconnect,
     /// `Acquire`, with rings of that size.
-    Acquire { target: String, ring_entries: u32 },
+    Acquire {
+        target: String,
+        kind: SocketKind,
+        ring_entries: u32,
+    },
     /// Takes the sockets that its environment names.
     FromEnv,
     /// Binds the sockets of a lease as it should. They can be bound again if that fails.
@@ -168,8 +173,14 @@ impl Puppet {
 
     /// Acquires with rings of 2048; gives the lease.
     pub(crate) fn acquire(&mut self, target: &str) -> Result<u64, Failure> {
+        self.acquire_kind(target, SocketKind::Prepared)
+    }
+
+    /// The same for sockets of another kind.
+    pub(crate) fn acquire_kind(&mut self, target: &str, kind: SocketKind) -> Result<u64, Failure> {
         let reply = self.ask(&Order::Acquire {
             target: target.to_owned(),
+            kind,
             ring_entries: 2048,
         })?;
         Ok(reply["lease"].as_u64().unwrap())

@@ -67,8 +67,14 @@ impl Puppet {
                 self.broker = None;
                 value(())
             }
-            Order::Acquire { target, ring_entries } => {
-                let request = Request::new(target.parse().unwrap()).rings(RingSizes::all(ring_entries));
+            Order::Acquire {
+                target,
+                kind,
+                ring_entries,
+            } => {
+                let request = Request::new(target.parse().unwrap())
+                    .kind(kind)
+                    .rings(RingSizes::all(ring_entries));
                 let grant = Grant::acquire(self.broker()?, request)?;
                 self.keep(grant)
             }

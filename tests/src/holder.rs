@@ -98,6 +98,17 @@ impl Holder {
         name: &str,
         arguments: &[&str],
     ) -> Result<Self> {
+        Self::granted_with(world, user, grant, (name, arguments), &[])
+    }
+
+    /// The same with more at the end of the command line, for a body that reads it: what `grant` replaces there.
+    pub fn granted_with(
+        world: &World,
+        user: Option<&User>,
+        grant: &[&str],
+        (name, arguments): (&str, &[&str]),
+        command_line: &[&str],
+    ) -> Result<Self> {
         let body = binaries::this_program()?;
         let body_name = body.file_name().and_then(|name| name.to_str());
         let body = world.install(body_name.context("a program without a name")?, &body)?;
@@ -110,7 +121,8 @@ impl Holder {
             .args(grant)
             .arg("--")
             .arg(body)
-            .args(BODY_OPTIONS);
+            .args(BODY_OPTIONS)
+            .args(command_line);
         let process = Process::spawn(world.namespace(Side::Host), user, command)?;
         Ok(Self { process })
     }

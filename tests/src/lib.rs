@@ -25,6 +25,7 @@ pub mod packet_socket;
 pub mod packets;
 pub mod patience;
 pub mod process;
+pub mod qemu_netdev;
 pub mod queue_program;
 pub mod raw_client;
 pub mod raw_xsk;

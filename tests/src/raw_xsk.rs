@@ -122,15 +122,7 @@ impl RawXsk {
     pub fn with_socket(socket: OwnedFd, frames: u32) -> Result<Self> {
         ensure!(frames.is_power_of_two(), "{frames} frames are no power of two");
         let umem = Mapping::anonymous(frames * CHUNK_BYTES)?;
-        let registration = XdpUmemReg {
-            addr: umem.address.as_ptr().expose_provenance() as u64,
-            len: u64::from(frames * CHUNK_BYTES),
-            chunk_size: CHUNK_BYTES,
-            headroom: 0,
-            flags: XdpUmemRegFlags::empty(),
-            tx_metadata_len: 0,
-        };
-        sockopt::set_xdp_umem_reg(&socket, registration).context("XDP_UMEM_REG")?;
+        umem.register(&socket).context("XDP_UMEM_REG")?;
         sockopt::set_xdp_umem_fill_ring_size(&socket, frames).context("XDP_UMEM_FILL_RING")?;
         sockopt::set_xdp_umem_completion_ring_size(&socket, frames).context("XDP_UMEM_COMPLETION_RING")?;
         sockopt::set_xdp_rx_ring_size(&socket, frames).context("XDP_RX_RING")?;
@@ -261,7 +253,7 @@ impl AsFd for RawXsk {
 
 /// One ring, of which this is the only user on our side.
 #[derive(Debug)]
-struct Ring {
+pub(crate) struct Ring {
     memory: Mapping,
     producer: usize,
     consumer: usize,
@@ -270,7 +262,13 @@ struct Ring {
 }
 
 impl Ring {
-    fn map(socket: &OwnedFd, page: u64, at: XdpRingOffset, entry_bytes: usize, entries: u32) -> Result<Self> {
+    pub(crate) fn map(
+        socket: &OwnedFd,
+        page: u64,
+        at: XdpRingOffset,
+        entry_bytes: usize,
+        entries: u32,
+    ) -> Result<Self> {
         let entries_at = usize::try_from(at.desc)?;
         let len = entries_at + entry_bytes * usize::try_from(entries)?;
         Ok(Self {
@@ -282,11 +280,20 @@ impl Ring {
         })
     }
 
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.index(self.producer).load(Ordering::Acquire) == self.index(self.consumer).load(Ordering::Relaxed)
     }
 
-    fn push<T: Copy>(&mut self, entry: T) {
+    /// How many entries can be pushed.
+    pub(crate) fn room(&self) -> u32 {
+        let used = self
+            .index(self.producer)
+            .load(Ordering::Relaxed)
+            .wrapping_sub(self.index(self.consumer).load(Ordering::Acquire));
+        self.entries - used
+    }
+
+    pub(crate) fn push<T: Copy>(&mut self, entry: T) {
         let producer = self.index(self.producer);
         let index = producer.load(Ordering::Relaxed);
         let place = self.entry::<T>(index);
@@ -296,7 +303,7 @@ impl Ring {
         producer.store(index.wrapping_add(1), Ordering::Release);
     }
 
-    fn pop<T: Copy>(&mut self) -> Option<T> {
+    pub(crate) fn pop<T: Copy>(&mut self) -> Option<T> {
         let consumer = self.index(self.consumer);
         let index = consumer.load(Ordering::Relaxed);
         // Acquire: we see the entry that the kernel wrote before the index.
@@ -329,7 +336,7 @@ impl Ring {
 
 /// Mapped memory, unmapped on drop.
 #[derive(Debug)]
-struct Mapping {
+pub(crate) struct Mapping {
     address: NonNull<u8>,
     len: usize,
 }
@@ -338,7 +345,7 @@ struct Mapping {
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    fn anonymous(len: u32) -> Result<Self> {
+    pub(crate) fn anonymous(len: u32) -> Result<Self> {
         let len = usize::try_from(len)?;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
@@ -356,6 +363,19 @@ impl Mapping {
         Self::new(address.context("mmap of the umem")?, len)
     }
 
+    /// `XDP_UMEM_REG` of all of it, in chunks of [`CHUNK_BYTES`].
+    pub(crate) fn register(&self, socket: impl AsFd) -> rustix::io::Result<()> {
+        let registration = XdpUmemReg {
+            addr: self.address.as_ptr().expose_provenance() as u64,
+            len: self.len as u64,
+            chunk_size: CHUNK_BYTES,
+            headroom: 0,
+            flags: XdpUmemRegFlags::empty(),
+            tx_metadata_len: 0,
+        };
+        sockopt::set_xdp_umem_reg(socket, registration)
+    }
+
     fn of_ring(socket: &OwnedFd, page: u64, len: usize) -> Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
@@ -369,7 +389,7 @@ impl Mapping {
         Ok(Self { address, len })
     }
 
-    fn read(&self, offset: u64, len: u32) -> Result<Vec<u8>> {
+    pub(crate) fn read(&self, offset: u64, len: u32) -> Result<Vec<u8>> {
         let mut bytes = vec![0; usize::try_from(len)?];
         let from = self.place(offset, bytes.len())?;
         // SAFETY: `place` checked the range; the kernel is done with a frame that it put into the RX ring.
@@ -377,7 +397,7 @@ impl Mapping {
         Ok(bytes)
     }
 
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let to = self.place(offset, bytes.len())?;
         // SAFETY: `place` checked the range; the frame is free, so the kernel does not look at it.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };

@@ -2,14 +2,16 @@
 
 #![expect(
     unsafe_code,
-    reason = "unshare, pre_exec, setsockopt by bytes, SIOCOUTQ and sockaddr_ll have no safe wrapper"
+    reason = "unshare, pre_exec, inherited fds, setsockopt by bytes, SIOCOUTQ and sockaddr_ll have no safe wrapper"
 )]
 
+use std::collections::BTreeSet;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::thread::UnshareFlags;
 
@@ -30,6 +32,26 @@ pub(crate) fn before_exec(
     // SAFETY: every caller is in this crate and passes a closure that only makes system calls on values that were
     // prepared before the fork, which is async-signal-safe.
     unsafe { command.pre_exec(f) }
+}
+
+/// An fd that this process inherited, and that nothing else in it knows of: each number once.
+pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+    let first = TAKEN
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(number);
+    // std never leaves the first three to anybody; and whatever it opens is close-on-exec, as an inherited fd cannot be.
+    if number < 3 || !first {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: a call that only asks, which is harmless on any number.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    if flags != 0 {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    // SAFETY: open, inherited, and taken by nobody before: see above.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// `setsockopt(2)` with a value of any size.

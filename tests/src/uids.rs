@@ -70,13 +70,14 @@ impl Uid {
     }
 }
 
-/// Whom a process or thread becomes: all five capability sets empty, no_new_privs.
+/// Whom a process or thread becomes: all five capability sets empty (but see [`User::may_pin`]), no_new_privs.
 #[derive(Debug, Clone)]
 pub struct User {
     uid: RawUid,
     gid: Gid,
     groups: Vec<Gid>,
     memlock_bytes: u64,
+    ipc_lock: bool,
 }
 
 impl User {
@@ -87,6 +88,7 @@ impl User {
             gid: Gid::from_raw(uid),
             groups: Vec::new(),
             memlock_bytes: DEFAULT_MEMLOCK_BYTES,
+            ipc_lock: false,
         }
     }
 
@@ -104,6 +106,24 @@ impl User {
         self
     }
 
+    /// With so much RLIMIT_MEMLOCK at least. Where this machine's hard limit is lower and root may not raise it
+    /// (CAP_SYS_RESOURCE), the process keeps CAP_IPC_LOCK in its place: to exceed that limit is all that it does for an
+    /// AF_XDP socket (`xdp_umem_account_pages`).
+    #[must_use]
+    pub fn may_pin(self, bytes: u64) -> Self {
+        let limit = getrlimit(Resource::Memlock);
+        let raised = Rlimit {
+            current: limit.current,
+            maximum: Some(bytes),
+        };
+        let enough = limit.maximum.is_none_or(|maximum| maximum >= bytes);
+        let ipc_lock = !enough && setrlimit(Resource::Memlock, raised).is_err();
+        Self {
+            ipc_lock,
+            ..self.memlock_bytes(bytes)
+        }
+    }
+
     /// The uid.
     pub fn uid(&self) -> u32 {
         self.uid.as_raw()
@@ -116,6 +136,9 @@ impl User {
         rustix::thread::clear_ambient_capability_set()?;
         for number in 0..64 {
             let capability = CapabilitySet::from_bits_retain(1 << number);
+            if self.ipc_lock && capability == CapabilitySet::IPC_LOCK {
+                continue;
+            }
             match rustix::thread::remove_capability_from_bounding_set(capability) {
                 Ok(()) => {}
                 // Beyond the last one that this kernel knows.
@@ -123,18 +146,25 @@ impl User {
                 Err(error) => return Err(error.into()),
             }
         }
+        let kept = match self.ipc_lock {
+            true => CapabilitySet::IPC_LOCK,
+            false => CapabilitySet::empty(),
+        };
+        rustix::thread::set_keep_capabilities(self.ipc_lock)?;
         rustix::thread::set_thread_groups(&self.groups)?;
         rustix::thread::set_thread_res_gid(self.gid, self.gid, self.gid)?;
         rustix::thread::set_thread_res_uid(self.uid, self.uid, self.uid)?;
-        let none = CapabilitySet::empty();
         rustix::thread::set_capabilities(
             None,
             CapabilitySets {
-                effective: none,
-                permitted: none,
-                inheritable: none,
+                effective: kept,
+                permitted: kept,
+                inheritable: kept,
             },
         )?;
+        if self.ipc_lock {
+            rustix::thread::configure_capability_in_ambient_set(kept, true)?;
+        }
         rustix::thread::set_no_new_privs(true)?;
         Ok(())
     }

@@ -3,9 +3,10 @@
 use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
-use xsk_client::CallError;
 use xsk_client::wire::{BrokerError, ServiceError};
+use xsk_client::{CallError, MemlockTooLow};
 
+use super::qemu::Misplaced;
 use crate::policy::PolicyError;
 
 /// How a command ends.
@@ -55,7 +56,8 @@ pub fn of_error(error: &anyhow::Error) -> Exit {
         Some(CallError::Service { cause, .. }) if matches!(**cause, ServiceError::PermissionDenied {}) => {
             Exit::Denied
         }
-        None if error.is::<PolicyError>() => Exit::Config,
+        None if error.is::<PolicyError>() || error.is::<MemlockTooLow>() => Exit::Config,
+        None if error.is::<Misplaced>() => Exit::Usage,
         None if error
             .downcast_ref::<io::Error>()
             .is_some_and(|error| error.kind() == ErrorKind::PermissionDenied) =>
@@ -70,7 +72,9 @@ fn of_refusal(refusal: &BrokerError) -> Exit {
     match refusal {
         BrokerError::Denied { .. } => Exit::Denied,
         BrokerError::QueueBusy { .. } | BrokerError::QuotaExceeded { .. } => Exit::Busy,
-        BrokerError::DeviceUnavailable { .. } | BrokerError::NoSuchQueue { .. } => Exit::Config,
+        BrokerError::DeviceUnavailable { .. }
+        | BrokerError::NoSuchQueue { .. }
+        | BrokerError::SocketKindUnsupported { .. } => Exit::Config,
         _ => Exit::Failed,
     }
 }

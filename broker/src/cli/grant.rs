@@ -12,6 +12,7 @@ use xsk_client::wire::{Acquire, Target};
 
 use super::exit::Exit;
 use super::output::BrokerSocket;
+use super::qemu::QemuCommand;
 use super::user::User;
 use super::wish::Wish;
 
@@ -26,8 +27,15 @@ const FIRST_FD: i32 = 3;
 /// lease in time; `Grant::from_env()` of the Rust library does. With --kind bound it finds the umem's memfd
 /// (xsk-eth0-umem) in place of the sockets, which the broker gives it for `Bind`.
 ///
-/// Example: xsk-broker grant eth0:2 --as alice -- ./echo
+/// With --kind bare the broker looks by itself whether the sockets are bound, for programs that know nothing of it:
+/// QEMU. In its command {qemu} stands for `af-xdp,ifname=eth0,queues=1,start-queue=2,inhibit=on,sock-fds=3`, and
+/// {qemu:3} for the same of queue 3 alone. QEMU needs an RLIMIT_MEMLOCK of 32 MiB for each queue; that is checked first.
+///
+/// Examples:
+///   xsk-broker grant eth0:2 --as alice -- ./echo
+///   xsk-broker grant eth0:2 --kind bare --as vm7 -- qemu-system-x86_64 -netdev {qemu},id=n0 -device virtio-net,netdev=n0
 #[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
 pub struct GrantArgs {
     /// Which queues of which interface, as in eth0:2-4
     #[arg(value_name = "IF:QUEUES")]
@@ -62,8 +70,17 @@ pub fn run(args: GrantArgs) -> anyhow::Result<Exit> {
         label: args.label,
         ..args.wish.acquire(args.target)?
     };
+    let qemu = QemuCommand::read(&args.command, &request.queues, request.sockets)?;
     if let Some(user) = &args.user {
         become_user(user)?;
+    }
+    // As who it will be: the limit is inherited, and the capability to exceed it is not an ordinary user's.
+    qemu.check_memlock(&request.queues)?;
+    if qemu.has_wide_netdev(&request.queues) {
+        eprintln!(
+            "xsk-broker: warning: up to version 11.1, QEMU receives on the first queue of a netdev only; write a -netdev for each queue, as in {{qemu:{}}}",
+            request.queues.iter().next().unwrap_or_default()
+        );
     }
 
     // The connection is closed by exec: a lease lives as long as the process, not the connection.
@@ -80,7 +97,9 @@ pub fn run(args: GrantArgs) -> anyhow::Result<Exit> {
         .zip(fds)
         .map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd })
         .collect();
-    let (program, arguments) = args.command.split_first().context("no command given")?;
+    let queues = lease.sockets.iter().map(|socket| socket.queue);
+    let filled = qemu.fill_in(&lease.interface, &queues.zip(FIRST_FD..).collect::<Vec<_>>());
+    let (program, arguments) = filled.split_first().context("no command given")?;
     let mut command = Command::new(program);
     command
         .args(arguments)

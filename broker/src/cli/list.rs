@@ -63,7 +63,7 @@ fn text(reply: &Leases) -> String {
 fn sockets(lease: &Lease) -> String {
     match lease.sockets {
         SocketKind::Bound => format!("{} {}", lease.sockets, lease.direction),
-        SocketKind::Prepared => lease.sockets.to_string(),
+        SocketKind::Prepared | SocketKind::Bare => lease.sockets.to_string(),
     }
 }
 

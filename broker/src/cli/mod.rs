@@ -7,6 +7,7 @@ pub mod explain;
 pub mod grant;
 pub mod list;
 pub mod output;
+pub mod qemu;
 pub mod revoke;
 pub mod serve;
 pub mod status;

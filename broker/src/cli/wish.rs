@@ -6,7 +6,8 @@ use xsk_client::wire::{Acquire, BusyPoll, Direction, ModeWish, RingSizes, Socket
 /// Options of sockets. What is left out is left to the broker.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Wish {
-    /// Who registers memory and binds: "prepared", the command; "bound", the broker, so that nothing is left to change
+    /// Who registers memory and binds: "prepared", the command; "bound", the broker, so that nothing is
+    /// left to change; "bare", a command that makes the rings, too, and knows nothing of the broker: QEMU
     #[arg(long, value_name = "KIND", default_value = "prepared", value_parser = kind)]
     kind: SocketKind,
 

@@ -43,11 +43,8 @@ impl Xsk {
     pub fn new(reservation: &Reservation, queue: u32) -> Result<Self, Failure> {
         let (device, terms) = (reservation.device(), reservation.terms());
         let (rings, direction) = (terms.rings(), terms.direction());
+        let this = Self::bare(reservation, queue)?;
         let object = || format!("{}, queue {queue}", device.name);
-        let failed = |call| move |source: io::Error| Failure::kernel(call, object(), source);
-        let socket = privileges::with(&[Capability::CAP_NET_RAW], sys::xdp_socket)?
-            .map_err(failed("socket(AF_XDP)"))?;
-        sys::confine_to_device(&socket, device.index).map_err(failed("setsockopt(SO_BINDTOIFINDEX)"))?;
         for (ring, entries) in [
             (Ring::Fill, rings.fill),
             (Ring::Completion, rings.completion),
@@ -57,7 +54,7 @@ impl Xsk {
             if !has_ring(direction, ring) {
                 continue;
             }
-            sys::create_ring(&socket, ring, entries).map_err(|source| {
+            sys::create_ring(&this.socket, ring, entries).map_err(|source| {
                 Failure::kernel(
                     "setsockopt of a ring's size",
                     format!("{}, {ring} ring", object()),
@@ -65,6 +62,23 @@ impl Xsk {
                 )
             })?;
         }
+        Ok(this)
+    }
+
+    /// Makes a socket of kind `bare`: confined to the device as above, with the busy polling that was granted, and nothing
+    /// more. How large its rings are is its holder's choice, and nobody is charged for them (F7).
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says, by the call that said it.
+    pub fn bare(reservation: &Reservation, queue: u32) -> Result<Self, Failure> {
+        let (device, terms) = (reservation.device(), reservation.terms());
+        let failed = |call| {
+            move |source: io::Error| Failure::kernel(call, format!("{}, queue {queue}", device.name), source)
+        };
+        let socket = privileges::with(&[Capability::CAP_NET_RAW], sys::xdp_socket)?
+            .map_err(failed("socket(AF_XDP)"))?;
+        sys::confine_to_device(&socket, device.index).map_err(failed("setsockopt(SO_BINDTOIFINDEX)"))?;
         if let Some(busy_poll) = terms.busy_poll() {
             privileges::with(&[Capability::CAP_NET_ADMIN], || {
                 sys::set_busy_poll(&socket, busy_poll.budget, busy_poll.usecs)

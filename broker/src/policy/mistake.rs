@@ -66,12 +66,6 @@ pub(super) enum Mistake {
         word: String,
         known: Vec<&'static str>,
     },
-    #[error("`{key} = {word:?}` is of a later version: this one has {have:?} only")]
-    LaterWord {
-        key: &'static str,
-        word: &'static str,
-        have: &'static str,
-    },
     #[error("`{key}` is {}, it must be {min} to {max}", shown(value))]
     OutOfRange {
         key: &'static str,
@@ -201,10 +195,6 @@ impl Mistake {
             Self::UnknownWord { word, known, .. } => did_you_mean(word, known),
             Self::LaterKey(_) => "leave it out: this version does nothing like it".to_owned(),
             Self::WrongType { write, .. } => return write.as_ref().map(|text| format!("write `{text}`")),
-            Self::LaterWord { key, have, .. } => match *key {
-                "sockets" => format!("write `sockets = [{have:?}]`"),
-                key => format!("write `{key} = {have:?}`"),
-            },
             Self::NotPowerOfTwo(value) => match value.checked_next_power_of_two() {
                 Some(above) => format!("write {} or {above}", above / 2),
                 None => return None,

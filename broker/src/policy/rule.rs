@@ -246,21 +246,9 @@ fn read_allowance(table: &mut Table<'_>, findings: &mut Findings) -> Option<Allo
 }
 
 fn read_sockets(item: &Item<'_>, findings: &mut Findings) -> Option<Vec<SocketKind>> {
-    const LATER: [&str; 1] = ["bare"];
     let mut kinds = Vec::new();
     let mut whole = true;
     for entry in item.entries(findings)? {
-        let text = entry.value.as_str();
-        if let Some(word) = LATER.into_iter().find(|later| text == Some(*later)) {
-            let mistake = Mistake::LaterWord {
-                key: "sockets",
-                word,
-                have: "prepared",
-            };
-            findings.error(&entry.place, mistake);
-            whole = false;
-            continue;
-        }
         let words: Vec<_> = SocketKind::ALL
             .iter()
             .map(|kind| (kind.as_str(), *kind))

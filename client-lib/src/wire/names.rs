@@ -254,6 +254,9 @@ words! {
         /// Registered and bound by the broker, with the rings of its direction alone; the holder maps these. Nothing
         /// is left of it that could be changed.
         Bound = "bound",
+        /// No umem and no rings, confined to the device; the holder makes the rings, registers memory of its own and
+        /// binds, as QEMU does with what its `sock-fds=` names.
+        Bare = "bare",
     }
 }
 

@@ -177,11 +177,6 @@ fn mistakes_in_rules() {
             "2:10 a queue id is missing | write ids and ranges with commas, as in \"2-4,7\"",
         ),
         (
-            "sockets = [\"prepared\", \"bare\"]",
-            "2:24 `sockets = \"bare\"` is of a later version: this one has \"prepared\" only | write `sockets = \
-             [\"prepared\"]`",
-        ),
-        (
             "sockets = \"prepard\"",
             "2:11 `prepard` is not a value of `sockets` | did you mean `prepared`?",
         ),
