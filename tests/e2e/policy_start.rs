@@ -54,7 +54,7 @@ fn a_wrong_policy_never_starts_the_broker() {
         (good.replace("queues =", "queue ="), ":5:1", "`queues`"),
         (good.replace("interface = \"eth0\"\n", ""), ":1:1", "interface"),
         (good.replace("user = 64099\n", ""), ":1:1", "user"),
-        (good.replace("\"prepared\"", "\"bare\""), ":6:12", "prepared"),
+        (good.replace("\"prepared\"", "\"naked\""), ":6:12", "prepared"),
         (
             good.replace("queue-lock = \"none\"\n", ""),
             ":7:",

@@ -249,7 +249,10 @@ fn bare_sockets_are_for_who_asks_and_is_allowed_by_name() {
     for (arguments, words) in [
         (&["eth0:3", "--", "{qemu}"][..], "add --kind bare"),
         (&["eth0:1,3", "--kind", "bare", "--", "{qemu}"], "in a row"),
-        (&["eth0:3", "--kind", "naked", "--", "{qemu}"], "prepared, bound, bare"),
+        (
+            &["eth0:3", "--kind", "naked", "--", "{qemu}"],
+            "prepared, bound, bare",
+        ),
     ] {
         let output = broker
             .cli_as(&bob.user(), &[&["grant"], arguments].concat())

@@ -31,11 +31,10 @@ const FIRST_FD: i32 = 3;
 /// QEMU. In its command {qemu} stands for `af-xdp,ifname=eth0,queues=1,start-queue=2,inhibit=on,sock-fds=3`, and
 /// {qemu:3} for the same of queue 3 alone. QEMU needs an RLIMIT_MEMLOCK of 32 MiB for each queue; that is checked first.
 ///
-/// Examples:
-///   xsk-broker grant eth0:2 --as alice -- ./echo
-///   xsk-broker grant eth0:2 --kind bare --as vm7 -- qemu-system-x86_64 -netdev {qemu},id=n0 -device virtio-net,netdev=n0
+/// Example: xsk-broker grant eth0:2 --as alice -- ./echo
+///
+/// Example: xsk-broker grant eth0:2 --kind bare --as vm7 -- qemu-system-x86_64 -netdev {qemu},id=n0 …
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct GrantArgs {
     /// Which queues of which interface, as in eth0:2-4
     #[arg(value_name = "IF:QUEUES")]
