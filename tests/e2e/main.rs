@@ -33,6 +33,8 @@ mod lease_ends;
 mod lease_isolation;
 mod lease_scene;
 mod lease_stress;
+mod nic_queues;
+mod nic_steering;
 mod papers_python;
 mod policy_start;
 mod puppet;

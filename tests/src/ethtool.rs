@@ -14,6 +14,8 @@ const ETHTOOL_GSTATS: u32 = 0x1d;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_SCHANNELS: u32 = 0x3d;
+const ETHTOOL_GRXFHINDIR: u32 = 0x38;
+const ETHTOOL_SRXFHINDIR: u32 = 0x39;
 const ETH_SS_STATS: u32 = 1;
 const ETH_GSTRING_LEN: usize = 32;
 
@@ -77,6 +79,20 @@ impl Ethtool {
         channels.0[6] = wanted.tx;
         self.ioctl(device, &mut channels)
             .with_context(|| format!("{device}: setting {wanted:?}"))
+    }
+
+    /// Has RSS give everything to one queue, as `ethtool -X DEVICE start QUEUE equal 1` does.
+    pub fn steer_all_to(&self, device: &str, queue: u32) -> Result<()> {
+        // struct ethtool_rxfh_indir: cmd, the table's size, the table.
+        let mut question = Buffer::new(ETHTOOL_GRXFHINDIR, 1);
+        self.ioctl(device, &mut question)
+            .with_context(|| format!("{device}: asking how large the table of RSS is"))?;
+        let entries = usize::try_from(question.word(1))?;
+        let mut table = Buffer::new(ETHTOOL_SRXFHINDIR, 1 + entries);
+        table.0[1] = question.word(1);
+        table.0[2..2 + entries].fill(queue);
+        self.ioctl(device, &mut table)
+            .with_context(|| format!("{device}: steering to queue {queue}"))
     }
 
     /// The driver's own counters, by name.

@@ -41,6 +41,10 @@ pub struct Link {
     pub name: String,
     /// Whether it is set up (not whether it has a carrier).
     pub up: bool,
+    /// Whether it has a carrier.
+    pub carrier: bool,
+    /// How often it has lost or got it.
+    pub carrier_changes: u32,
     /// The id of the XDP program attached to it.
     pub xdp: Option<u32>,
 }
@@ -140,6 +144,17 @@ impl Netlink {
         }
         self.change(RouteNetlinkMessage::SetLink(message), 0)
             .with_context(|| format!("setting device {index} {state:?}"))
+    }
+
+    /// Has a device take frames for any address, or only for its own.
+    pub fn set_promiscuous(&self, index: u32, promiscuous: bool) -> Result<()> {
+        let mut message = link(index);
+        message.header.change_mask = LinkFlags::Promisc;
+        if promiscuous {
+            message.header.flags = LinkFlags::Promisc;
+        }
+        self.change(RouteNetlinkMessage::SetLink(message), 0)
+            .with_context(|| format!("making device {index} promiscuous, or not"))
     }
 
     /// Renames a device. Kernels before 6.2 want it down for that.
@@ -303,11 +318,14 @@ fn described(message: LinkMessage) -> Link {
         index: message.header.index,
         name: String::new(),
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        carrier_changes: 0,
         xdp: None,
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::CarrierChanges(count) => link.carrier_changes = count,
             LinkAttribute::Xdp(parts) => {
                 link.xdp = parts.into_iter().find_map(|part| match part {
                     LinkXdp::ProgId(id) => Some(id),

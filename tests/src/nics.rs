@@ -20,6 +20,9 @@ use crate::world::{Device, Side, World};
 /// The variable that has their driver and the two devices' addresses, with commas.
 pub const NICS: &str = "XSK_E2E_NICS";
 
+/// The variable that has the address of a device with more queues than are in use.
+pub const QUEUES_NIC: &str = "XSK_E2E_QUEUES_NIC";
+
 /// The two devices, in a world: the host's is `nic0`, the first peer's is `nic1`. Nobody else has them meanwhile.
 #[derive(Debug)]
 pub struct Nics {
@@ -57,13 +60,67 @@ impl Nics {
             netlink.set_link(own.index, LinkState::Up)?;
             netlink.add_neighbour(own.index, other.address, other.mac)?;
         }
-        Ok(Self {
+        let nics = Self {
             host,
             peer,
             driver: driver.to_owned(),
             _taken: taken,
+        };
+        nics.wait_carriers(world)?;
+        if nics.driver == "igb" {
+            // All to one queue, so that a test with one holder needs no luck.
+            world.ethtool(Side::Host).steer_all_to(&nics.host.name, 0)?;
+        }
+        Ok(nics)
+    }
+
+    /// Waits until both have a carrier: a driver may reset its device when it gets an XDP program or a socket, which takes
+    /// the wire down for seconds.
+    pub fn wait_carriers(&self, world: &World) -> Result<()> {
+        for (side, device) in [(Side::Host, &self.host), (Side::PEER, &self.peer)] {
+            wait_carrier(world, side, &device.name)?;
+        }
+        Ok(())
+    }
+}
+
+/// A device with more queues than are in use, where there is one: it is called `many0` on the host's side.
+#[derive(Debug)]
+pub struct ManyQueues {
+    /// The device; `queues` are those in use when it was taken.
+    pub device: Device,
+    _taken: MutexGuard<'static, ()>,
+}
+
+impl ManyQueues {
+    /// Whether there is such a device here.
+    pub fn are_there() -> bool {
+        std::env::var_os(QUEUES_NIC).is_some()
+    }
+
+    /// Takes it into a world, and sets it up.
+    pub fn take(world: &World) -> Result<Self> {
+        static TAKEN: Mutex<()> = Mutex::new(());
+        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mac = std::env::var(QUEUES_NIC).context(QUEUES_NIC)?;
+        let device = enter(&Netlink::new()?, world, Side::Host, &mac, "many0")?;
+        world.netlink(Side::Host).set_link(device.index, LinkState::Up)?;
+        Ok(Self {
+            device,
+            _taken: taken,
         })
     }
+}
+
+fn wait_carrier(world: &World, side: Side, name: &str) -> Result<()> {
+    let deadline = Instant::now() + stretched(Duration::from_secs(10));
+    while !world.netlink(side).link(name)?.carrier {
+        if Instant::now() > deadline {
+            bail!("{name} has no carrier");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 fn enter(outside: &Netlink, world: &World, side: Side, mac: &str, name: &str) -> Result<Device> {

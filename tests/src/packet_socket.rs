@@ -18,7 +18,11 @@ pub struct PacketSocket(OwnedFd);
 impl PacketSocket {
     /// Opens one on the device on that side of the first wire.
     pub fn open(world: &World, side: Side) -> Result<Self> {
-        let device = world.device(side);
+        Self::on(world, side, world.device(side).index)
+    }
+
+    /// Opens one on another device there.
+    pub fn on(world: &World, side: Side, index: u32) -> Result<Self> {
         // Protocol 0: it receives nothing before it is bound to the one device.
         let socket = world
             .run_in(side, || {
@@ -31,8 +35,7 @@ impl PacketSocket {
         let bytes = (32_i32 << 20).to_ne_bytes();
         sys::set_socket_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &bytes)
             .context("SO_RCVBUFFORCE")?;
-        sys::bind_packet(&socket, device.index)
-            .with_context(|| format!("bind(AF_PACKET, {})", device.name))?;
+        sys::bind_packet(&socket, index).with_context(|| format!("bind(AF_PACKET, device {index})"))?;
         Ok(Self(socket))
     }
 
