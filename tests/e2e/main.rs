@@ -23,6 +23,7 @@ mod holder_memlock;
 mod holder_privileges;
 mod hostile;
 mod kernel_bind;
+mod kernel_lsm;
 mod kernel_probe;
 mod kernel_slots;
 mod kernel_status;

@@ -58,10 +58,36 @@ pub enum XdpAttach {
 
 /// Loads a program. What the verifier says is in the error.
 pub fn load(kind: ProgramType, name: &str, program: &[Instruction]) -> Result<OwnedFd> {
+    load_with(kind as u32, name, program, |_| {})
+}
+
+/// Loads a BPF LSM program for a hook, by the id of its function among the kernel's types.
+pub fn load_lsm(name: &str, program: &[Instruction], hook: u32) -> Result<OwnedFd> {
+    const BPF_PROG_TYPE_LSM: u32 = 29;
+    const BPF_LSM_MAC: u32 = 27;
+    load_with(BPF_PROG_TYPE_LSM, name, program, |attr| {
+        attr.u32(68, BPF_LSM_MAC);
+        attr.u32(108, hook);
+    })
+}
+
+/// Attaches a BPF LSM program, until the link's fd is closed.
+pub fn attach_lsm(program: &OwnedFd) -> io::Result<OwnedFd> {
+    let mut attr = Attr::new();
+    attr.fd(8, program);
+    attr.new_fd(BPF_RAW_TRACEPOINT_OPEN)
+}
+
+fn load_with(
+    kind: u32,
+    name: &str,
+    program: &[Instruction],
+    more: impl FnOnce(&mut Attr),
+) -> Result<OwnedFd> {
     let code: Vec<u64> = program.iter().map(|instruction| instruction.encode()).collect();
     let mut log = vec![0_u8; 64 * 1024];
     let mut attr = Attr::new();
-    attr.u32(0, kind as u32);
+    attr.u32(0, kind);
     attr.u32(4, u32::try_from(code.len())?);
     attr.pointer(8, code.as_ptr().cast());
     attr.pointer(16, c"Dual MIT/GPL".as_ptr().cast());
@@ -69,6 +95,7 @@ pub fn load(kind: ProgramType, name: &str, program: &[Instruction]) -> Result<Ow
     attr.u32(28, u32::try_from(log.len())?);
     attr.pointer(32, log.as_mut_ptr().cast_const());
     attr.name(48, name);
+    more(&mut attr);
     attr.new_fd(BPF_PROG_LOAD).with_context(|| {
         let said = log.split(|&byte| byte == 0).next().unwrap_or_default();
         format!("loading the program {name}: {}", String::from_utf8_lossy(said))
@@ -210,6 +237,7 @@ const BPF_OBJ_PIN: i64 = 6;
 const BPF_PROG_TEST_RUN: i64 = 10;
 const BPF_PROG_GET_FD_BY_ID: i64 = 13;
 const BPF_MAP_GET_FD_BY_ID: i64 = 14;
+const BPF_RAW_TRACEPOINT_OPEN: i64 = 17;
 const BPF_LINK_CREATE: i64 = 28;
 const BPF_LINK_GET_FD_BY_ID: i64 = 30;
 

@@ -17,6 +17,7 @@ pub mod holder;
 pub mod instructions;
 pub mod kernel;
 pub mod leaks;
+pub mod lsm;
 pub mod memory_cgroup;
 pub mod namespace;
 pub mod netlink;
