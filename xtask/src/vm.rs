@@ -66,6 +66,9 @@ pub(crate) struct Arguments {
     /// Ask Debian for newer kernels, and a newer QEMU.
     #[arg(long)]
     refresh: bool,
+    /// Fetch QEMU and the kernels, and run nothing.
+    #[arg(long)]
+    fetch_only: bool,
     /// How long one machine may take.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     time_limit: u64,
@@ -79,6 +82,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let cache = repository::root()?.join("target/vm");
     fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
     let (mut qemu, kernels) = fetch(&cache, &machines, arguments.refresh)?;
+    if arguments.fetch_only {
+        return Ok(());
+    }
     let begun = Instant::now();
     let programs = Programs::build(&cache)?;
     eprintln!("== built in {:.0} s", begun.elapsed().as_secs_f64());
