@@ -33,11 +33,13 @@ mod lease_ends;
 mod lease_isolation;
 mod lease_scene;
 mod lease_stress;
+mod lock_placeholders;
 mod papers_python;
 mod policy_start;
 mod puppet;
 mod puppet_body;
 mod qemu_consumer;
+mod rogue;
 mod scene;
 mod shared_umem;
 mod varlink_file;
@@ -62,4 +64,5 @@ e2e::bodies![
     bound_umem::reflect_as_bound,
     qemu_consumer::qemu,
     shared_umem::bridge,
+    rogue::race_to_bind,
 ];
