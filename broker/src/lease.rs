@@ -4,11 +4,10 @@
 //! [`Terms`], only [`Leases::reserve`] makes a [`Reservation`], only the kernel module makes kernel objects and
 //! wants to see a reservation for it. Undo is Drop: a reservation gives its queues and its charge back.
 
+mod hold;
 mod socket;
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::rc::Rc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +23,7 @@ use crate::kernel::redirect::Redirect;
 use crate::kernel::umem::Umem;
 use crate::policy::Terms;
 
+use hold::{Hold, Holds};
 pub use socket::LeasedSocket;
 
 /// Names a lease; never used twice by one broker.
@@ -51,9 +51,6 @@ pub struct Leases {
 /// few to take the memory of the machine.
 const ABANDONED_MAX: u64 = 256;
 const ABANDONED_FOR: Duration = Duration::from_secs(60);
-
-/// Which lease has which queue of which device.
-type Holds = Rc<RefCell<HashMap<(u32, u32), LeaseId>>>;
 
 impl Leases {
     /// Charges to these accounts.
@@ -278,32 +275,6 @@ impl Reservation {
     /// Who asked and is charged.
     pub fn requester(&self) -> &Arc<Peer> {
         &self.requester
-    }
-}
-
-#[derive(Debug)]
-struct Hold {
-    holds: Holds,
-    queues: Vec<(u32, u32)>,
-}
-
-impl Hold {
-    fn take(holds: &Holds, id: LeaseId, device: &Device, terms: &Terms) -> Self {
-        let queues: Vec<_> = terms.queues().iter().map(|queue| (device.index, queue)).collect();
-        holds.borrow_mut().extend(queues.iter().map(|queue| (*queue, id)));
-        Self {
-            holds: Rc::clone(holds),
-            queues,
-        }
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let mut holds = self.holds.borrow_mut();
-        for queue in &self.queues {
-            holds.remove(queue);
-        }
     }
 }
 

@@ -43,12 +43,11 @@ pub fn check_device(
         // Who does not bind cannot choose.
         ZeroCopy::Forbidden if terms.sockets() == SocketKind::Bound => Ok(()),
         ZeroCopy::Forbidden => match lock {
-            // It looks at the flags of each bind.
-            QueueLock::Lsm => Ok(()),
             QueueLock::None | QueueLock::Placeholders if driver_has()? => {
                 Err(not_to_be_prevented(terms.rule(), device, lock).into())
             }
-            QueueLock::None | QueueLock::Placeholders => Ok(()),
+            // The LSM looks at the flags of each bind.
+            QueueLock::Lsm | QueueLock::None | QueueLock::Placeholders => Ok(()),
         },
     }
 }

@@ -144,7 +144,8 @@ fn queues_that_are_added_get_a_placeholder_too() {
         .ethtool(Side::Host)
         .set_channels("eth0", Channels { rx: 2, tx: 3 })
         .unwrap();
-    let _rogue = Rogue::start(&world, &mallory.user(), 1, Race::WhileGranted);
+    let mut holder = Puppet::start(&world, Side::Host, &mallory.user());
+    holder.acquire("eth0:1").unwrap();
     // Any id below the greater of both counts can be bound to.
     assert_eq!(eth0(&broker).placeholders, [0, 2]);
     world

@@ -122,6 +122,14 @@ pub(crate) fn race_to_bind(arguments: &[String]) {
         if race == "after-release" {
             std::thread::sleep(Duration::from_millis(50));
             broker.release(acquired.lease).unwrap();
+            // Until its end is over, its own queue is its own: it may still bind to that.
+            let is_listed = |broker: &mut Broker| {
+                let leases = broker.list_leases().unwrap().leases;
+                leases.iter().any(|lease| lease.lease == acquired.lease)
+            };
+            while is_listed(&mut broker) {
+                std::thread::sleep(Duration::from_millis(2));
+            }
             released.store(true, Ordering::Relaxed);
             println!("released");
         }
@@ -141,6 +149,6 @@ pub(crate) fn give_memory(socket: &OwnedFd) -> (Mapping, OwnedFd) {
     let file = memfd_create("rogue", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&file, u64::from(BYTES)).unwrap();
     let mapping = Mapping::new(&file, 0, usize::try_from(BYTES).unwrap(), Prefault::Yes).unwrap();
-    sys::register_umem(socket.as_fd(), &mapping, BYTES).unwrap();
+    sys::register_umem(socket.as_fd(), &mapping, BYTES, 0).unwrap();
     (mapping, file)
 }

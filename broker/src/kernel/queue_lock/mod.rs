@@ -135,7 +135,6 @@ impl QueueLocks {
         device: &Device,
     ) -> Result<Confinement, Unconfined> {
         match lock {
-            QueueLock::None => Ok(Confinement::None),
             QueueLock::Placeholders => {
                 let granted = reservation.terms().queues().iter().collect();
                 let guard = self.placeholders.guard(reservation.id(), device, &granted)?;
@@ -147,7 +146,7 @@ impl QueueLocks {
                     announced,
                 })
             }
-            QueueLock::Lsm => Ok(Confinement::None),
+            QueueLock::Lsm | QueueLock::None => Ok(Confinement::None),
         }
     }
 
@@ -226,14 +225,6 @@ pub enum Confinement {
 }
 
 impl Confinement {
-    /// The lock that it is of.
-    pub fn lock(&self) -> QueueLock {
-        match self {
-            Self::None => QueueLock::None,
-            Self::Placeholders { .. } => QueueLock::Placeholders,
-        }
-    }
-
     /// The sockets are another process's now.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use caps::Capability;
 use xsk_client::sys::{self, BindFlags};
 
-use super::closer::close_elsewhere;
+use super::closer::Closer;
 use crate::device::Device;
 use crate::error::Failure;
 use crate::kernel::queue_probe::{self, QueueProbe, QueueUse};
@@ -35,7 +35,14 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// All guards of the broker.
 #[derive(Debug, Default)]
-pub(super) struct Placeholders(Rc<RefCell<HashMap<u32, Guarded>>>);
+pub(super) struct Placeholders(Rc<RefCell<Devices>>);
+
+/// By index.
+#[derive(Debug, Default)]
+struct Devices {
+    guarded: HashMap<u32, Guarded>,
+    closer: Rc<Closer>,
+}
 
 #[derive(Debug, Default)]
 struct Guarded {
@@ -81,7 +88,7 @@ impl Placeholders {
     /// [`NotNow`].
     pub(super) fn could_guard(&self, device: &Device, probe: &mut QueueProbe) -> Result<(), NotNow> {
         let mut devices = self.0.borrow_mut();
-        let Some(guarded) = devices.get_mut(&device.index) else {
+        let Some(guarded) = devices.guarded.get_mut(&device.index) else {
             return Ok(());
         };
         if guarded.guard.is_some() {
@@ -92,9 +99,8 @@ impl Placeholders {
         for (queue, since) in guarded.leaving.clone() {
             match probe.queue_use_untouched(device.index, queue)? {
                 Some(QueueUse::Free) => {}
-                Some(QueueUse::Taken) => return Err(NotNow::Leaving(queue)),
                 None if since + LEAVING_UNSEEN <= now => {}
-                None => return Err(NotNow::Leaving(queue)),
+                Some(QueueUse::Taken) | None => return Err(NotNow::Leaving(queue)),
             }
         }
         Ok(())
@@ -117,7 +123,7 @@ impl Placeholders {
     ) -> Result<Guard, NotNow> {
         {
             let mut devices = self.0.borrow_mut();
-            let guarded = devices.entry(device.index).or_default();
+            let guarded = devices.guarded.entry(device.index).or_default();
             if guarded.guard.is_some() {
                 return Err(NotNow::Turn);
             }
@@ -135,7 +141,7 @@ impl Placeholders {
             index: device.index,
         };
         let mut devices = self.0.borrow_mut();
-        let Some(guarded) = devices.get_mut(&device.index) else {
+        let Some(guarded) = devices.guarded.get_mut(&device.index) else {
             return Err(NotNow::Turn);
         };
         let result = guarded.fill(device, &BTreeSet::new());
@@ -164,6 +170,7 @@ impl Placeholders {
         let due: Vec<u32> = self
             .0
             .borrow()
+            .guarded
             .iter()
             .filter(|(_, guarded)| guarded.guard.as_ref().is_some_and(|guard| guard.look <= now))
             .map(|(index, _)| *index)
@@ -171,7 +178,7 @@ impl Placeholders {
         for index in due {
             let (device, active) = (device(index), active(index));
             let mut devices = self.0.borrow_mut();
-            let Some(guarded) = devices.get_mut(&index) else {
+            let Some(guarded) = devices.guarded.get_mut(&index) else {
                 continue;
             };
             if let Some(guard) = &mut guarded.guard {
@@ -193,6 +200,7 @@ impl Placeholders {
     pub(super) fn due(&self) -> Option<Instant> {
         let devices = self.0.borrow();
         devices
+            .guarded
             .values()
             .filter_map(|guarded| guarded.guard.as_ref().map(|guard| guard.look))
             .min()
@@ -201,7 +209,8 @@ impl Placeholders {
     /// Takes the sockets of a lease that has ended: closes them, or keeps them as placeholders while a guard stands.
     pub(super) fn part_with(&self, index: u32, sockets: Vec<Xsk>) {
         let mut devices = self.0.borrow_mut();
-        let guarded = devices.entry(index).or_default();
+        let closer = Rc::clone(&devices.closer);
+        let guarded = devices.guarded.entry(index).or_default();
         match &mut guarded.guard {
             Some(guard) => guard.kept.extend(sockets),
             None => guarded.close(
@@ -209,6 +218,7 @@ impl Placeholders {
                     .into_iter()
                     .map(|socket| (socket.queue(), socket.into()))
                     .collect(),
+                &closer,
             ),
         }
     }
@@ -216,7 +226,7 @@ impl Placeholders {
     /// The queues of a device that placeholders keep busy, and for whose sake.
     pub(super) fn standing(&self, index: u32) -> Option<(LeaseId, Vec<u32>)> {
         let devices = self.0.borrow();
-        let guard = devices.get(&index)?.guard.as_ref()?;
+        let guard = devices.guarded.get(&index)?.guard.as_ref()?;
         Some((guard.lease, guard.placeholders.keys().copied().collect()))
     }
 
@@ -224,6 +234,7 @@ impl Placeholders {
     pub(super) fn is_leaving(&self, index: u32, queue: u32) -> bool {
         let devices = self.0.borrow();
         devices
+            .guarded
             .get(&index)
             .and_then(|guarded| guarded.leaving.get(&queue))
             .is_some_and(|since| since.elapsed() < LEAVING)
@@ -231,7 +242,7 @@ impl Placeholders {
 
     /// A device is gone: nothing can be bound to it.
     pub(super) fn forget(&self, index: u32) {
-        if let Some(guarded) = self.0.borrow_mut().get_mut(&index) {
+        if let Some(guarded) = self.0.borrow_mut().guarded.get_mut(&index) {
             guarded.leaving.clear();
         }
     }
@@ -273,7 +284,7 @@ impl Guarded {
                 }
                 // Somebody has it; or it is no more, since there are fewer queues now than when they were counted.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EINVAL)) => {
-                    spare = Some(socket)
+                    spare = Some(socket);
                 }
                 Err(error) => return Err(failed("bind(AF_XDP)", error)),
             }
@@ -281,11 +292,11 @@ impl Guarded {
         Ok(())
     }
 
-    fn close(&mut self, sockets: Vec<(u32, OwnedFd)>) {
+    fn close(&mut self, sockets: Vec<(u32, OwnedFd)>, closer: &Closer) {
         let now = Instant::now();
         self.leaving
             .extend(sockets.iter().map(|(queue, _)| (*queue, now)));
-        close_elsewhere(sockets.into_iter().map(|(_, socket)| socket));
+        closer.close(sockets.into_iter().map(|(_, socket)| socket));
     }
 }
 
@@ -293,14 +304,15 @@ impl Guarded {
 #[derive(Debug)]
 #[must_use = "dropped, it takes its placeholders down"]
 pub struct Guard {
-    devices: Rc<RefCell<HashMap<u32, Guarded>>>,
+    devices: Rc<RefCell<Devices>>,
     index: u32,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         let mut devices = self.devices.borrow_mut();
-        let Some(guarded) = devices.get_mut(&self.index) else {
+        let closer = Rc::clone(&devices.closer);
+        let Some(guarded) = devices.guarded.get_mut(&self.index) else {
             return;
         };
         let Some(guard) = guarded.guard.take() else { return };
@@ -308,6 +320,6 @@ impl Drop for Guard {
             .kept
             .into_iter()
             .map(|socket| (socket.queue(), socket.into()));
-        guarded.close(guard.placeholders.into_iter().chain(kept).collect());
+        guarded.close(guard.placeholders.into_iter().chain(kept).collect(), &closer);
     }
 }

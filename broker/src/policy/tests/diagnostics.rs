@@ -234,7 +234,7 @@ fn mistakes_in_sections_and_tables() {
     for (text, expected) in [
         (
             "[interface.eth0]\nqueue-lock = \"nnone\"",
-            "2:14 `nnone` is not a value of `queue-lock` | did you mean `none`?".into(),
+            String::from("2:14 `nnone` is not a value of `queue-lock` | did you mean `none`?"),
         ),
         (
             "[interface.eth0.100]\nqueue-lock = \"none\"",
