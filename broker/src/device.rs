@@ -18,6 +18,8 @@ pub struct Device {
     pub name: InterfaceName,
     /// Queues that packets arrive on now.
     pub rx_queues: u32,
+    /// Queues that a socket can be bound to now: those, and queues that packets only leave by.
+    pub bindable_queues: u32,
     /// The most queues that it can have: the size of the XSKMAP.
     pub max_queues: u32,
 }
@@ -44,12 +46,19 @@ impl Device {
         if netdevice::index_to_name(&socket, index).ok().as_deref() != Some(name.as_str()) {
             return Ok(None);
         }
-        let (rx_queues, max_queues) = match Channels::of(&socket, name) {
-            Ok(channels) => (channels.rx(), channels.max().max(channels.rx())),
+        let (rx_queues, bindable_queues, max_queues) = match Channels::of(&socket, name) {
+            Ok(channels) => (
+                channels.rx(),
+                channels.bindable(),
+                channels.max().max(channels.rx()),
+            ),
             Err(error) if missing(&error) => return Ok(None),
             // A driver that does not tell has the queues that were allocated for it, all in use.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => match netlink::link_of(index) {
-                Ok(link) => (link.allocated_queues, link.allocated_queues),
+                Ok(link) => {
+                    let queues = link.allocated_queues;
+                    (queues, queues, queues)
+                }
                 Err(error) if missing(&error) => return Ok(None),
                 Err(error) => return Err(Failure::kernel("RTM_GETLINK", name, error)),
             },
@@ -59,6 +68,7 @@ impl Device {
             index,
             name: name.clone(),
             rx_queues,
+            bindable_queues,
             max_queues,
         }))
     }

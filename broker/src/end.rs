@@ -7,15 +7,20 @@
 
 use std::time::{Duration, Instant};
 
-use xsk_client::wire::{BrokerError, LeaseState};
+use xsk_client::wire::{BrokerError, LeaseState, QueueLock};
 
 use crate::audit::{Event, Line};
+use crate::device::Device;
 use crate::engine::Engine;
 use crate::error::{Error, chain};
 use crate::grant;
 use crate::identity::Peer;
+use crate::kernel::queue_lock::Retired;
 use crate::kernel::queue_probe::{QueueProbe, QueueUse};
-use crate::lease::{Lease, LeaseId};
+use crate::lease::{Lease, LeaseId, LeasedSocket};
+
+/// How long a stop waits for sockets to be retired: a hostile holder can make it take for ever.
+const RETIREMENT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a lease ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,34 +67,125 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
     let Some(lease) = engine.leases.get_mut(id).filter(|lease| lease.is_live()) else {
         return;
     };
-    lease.state = LeaseState::Ending;
-    lease.watch = None;
-    let bound = lease
-        .sockets
-        .iter()
-        .any(|leased| leased.socket.is_bound().unwrap_or(true));
+    let was_active = lease.state == LeaseState::Active;
     let made = !lease.sockets.is_empty();
     // Counted until here: with the slot goes the count of what was redirected.
     lease.last_seen = lease.queues();
+    lease.state = LeaseState::Ending;
+    lease.ended = Some(reason);
+    lease.watch = None;
     for leased in &mut lease.sockets {
         leased.slot = None;
     }
-    lease.sockets.clear();
+    let is_bound = |leased: &LeasedSocket| leased.socket.is_bound().unwrap_or(true);
+    let (bound, unbound): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut lease.sockets).into_iter().partition(is_bound);
+    lease.sockets = unbound;
+    lease.bound_at_end = !bound.is_empty();
+    if !was_active && reason != Reason::RogueBind && is_rogue(&mut engine.probe, lease.device().index, &bound)
+    {
+        engine.audit.write(&Line::new(Event::RogueBind).lease(lease));
+    }
     lease.umem = None;
     engine
         .audit
         .write(&Line::new(Event::Ended).lease(lease).reason(reason.as_str()));
-
-    if bound {
-        lease.state = LeaseState::Lingering;
-        lease.due = Some(Instant::now());
-    } else if reason == Reason::NotDelivered || !made {
+    if !made {
         // Nobody has a socket of it.
         engine.leases.remove(id);
-    } else {
-        // No queue was ever taken from the kernel.
-        engine.leases.abandon(id);
+        return;
     }
+    part_with(engine, id, bound);
+    retire(engine, id, Instant::now());
+}
+
+/// Goes on with the end of a lease some of whose sockets were never bound: they are retired, as far as a lock is to hold
+/// for them, and only then has it ended.
+fn retire(engine: &mut Engine, id: LeaseId, now: Instant) {
+    /// After something failed.
+    const AGAIN: Duration = Duration::from_secs(1);
+
+    let Some(lease) = engine.leases.get_mut(id) else {
+        return;
+    };
+    let outcome = match lease.retirement.take() {
+        Some(retirement) if !retirement.is_over() => {
+            lease.retirement = Some(retirement);
+            look_again_later(lease, now);
+            return;
+        }
+        Some(retirement) => retirement.outcome(),
+        None if lease.sockets.is_empty() || lease.queue_lock() == QueueLock::None => Ok(Retired::All),
+        None => match engine
+            .locks
+            .retire(lease.sockets.iter().map(|leased| &leased.socket))
+        {
+            Ok(Some(retirement)) => {
+                lease.retirement = Some(retirement);
+                look_again_later(lease, now);
+                return;
+            }
+            Ok(None) => Ok(Retired::All),
+            Err(failure) => Err(failure),
+        },
+    };
+    match outcome {
+        Ok(retired) => over(engine, id, retired),
+        Err(failure) => {
+            tracing::error!(
+                lease = id.0,
+                interface = %lease.device().name,
+                "cannot retire an unbound socket, and goes on trying: {}",
+                chain(&failure)
+            );
+            lease.due = Some(now + AGAIN);
+        }
+    }
+}
+
+/// None of a lease's sockets can be bound any more: what confined them may go.
+fn over(engine: &mut Engine, id: LeaseId, retired: Retired) {
+    let Some(lease) = engine.leases.get_mut(id) else {
+        return;
+    };
+    let sockets = std::mem::take(&mut lease.sockets);
+    let confinement = lease.confinement.take();
+    lease.bound_at_end |= retired == Retired::SomeBound;
+    let (lingers, delivered) = (lease.bound_at_end, lease.ended != Some(Reason::NotDelivered));
+    if lingers {
+        lease.state = LeaseState::Lingering;
+        lease.linger_wait = Duration::ZERO;
+        lease.due = Some(Instant::now());
+    }
+    match retired {
+        // Bound after all: closing such a one takes its time.
+        Retired::SomeBound => part_with(engine, id, sockets),
+        Retired::All => drop(sockets),
+    }
+    drop(confinement);
+    match (lingers, delivered) {
+        (true, _) => {}
+        // No queue was ever taken from the kernel.
+        (false, true) => engine.leases.abandon(id),
+        (false, false) => engine.leases.remove(id),
+    }
+}
+
+/// Closes sockets of a lease, when it is time for it.
+fn part_with(engine: &mut Engine, id: LeaseId, sockets: Vec<LeasedSocket>) {
+    let Some(lease) = engine.leases.get_mut(id) else {
+        return;
+    };
+    let sockets = sockets.into_iter().map(|leased| leased.socket).collect();
+    engine.locks.part_with(lease.device().index, sockets);
+}
+
+/// Whether a socket that its holder bound and never reported was bound to another queue than its own.
+fn is_rogue(probe: &mut QueueProbe, index: u32, bound: &[LeasedSocket]) -> bool {
+    bound.iter().any(|leased| {
+        let in_use = probe.queue_use_untouched(index, leased.socket.queue());
+        matches!(in_use, Ok(Some(QueueUse::Free)))
+    })
 }
 
 /// Does what is due: looks after sockets of kind `bare`, ends leases that were not activated in time, and frees what the kernel has let go of.
@@ -102,12 +198,34 @@ pub fn settle(engine: &mut Engine, now: Instant) {
             grant::bare::look(engine, id, now);
         } else if lease.is_live() {
             end(engine, id, Reason::NotActivated);
+        } else if lease.state == LeaseState::Ending {
+            retire(engine, id, now);
         } else if still_held(&mut engine.probe, lease) {
             look_again_later(lease, now);
         } else {
             engine.audit.write(&Line::new(Event::Freed).lease(lease));
             engine.leases.remove(id);
         }
+    }
+    let (locks, leases) = (&engine.locks, &engine.leases);
+    if locks.due().is_some_and(|due| due <= now) {
+        locks.look_again(
+            now,
+            |index| leases.active_queues(index),
+            |index| {
+                let name = leases
+                    .iter()
+                    .find(|lease| lease.device().index == index)?
+                    .device()
+                    .name
+                    .clone();
+                // A failure is told by the next request that meets it.
+                Device::look_up(&name)
+                    .ok()
+                    .flatten()
+                    .filter(|device| device.index == index)
+            },
+        );
     }
 }
 
@@ -138,6 +256,7 @@ pub fn revoke(engine: &mut Engine, id: LeaseId) -> Result<(), Error> {
 /// A device was deleted or moved away: with it went the sockets' queues, the program and the map's use.
 pub fn device_gone(engine: &mut Engine, index: u32) {
     engine.probe.forget(index);
+    engine.locks.forget(index);
     if engine.redirects.remove(&index).is_none() {
         return;
     }
@@ -152,6 +271,19 @@ pub fn stop(engine: &mut Engine) {
     engine.stopping = true;
     for id in engine.leases.ids(Lease::is_live) {
         end(engine, id, Reason::Stopped);
+    }
+    // With the broker goes what confines the sockets that are out: none of them may be left to be bound. Everybody has
+    // been told by now, so that nobody waits for this but the stop itself.
+    let give_up = Instant::now() + RETIREMENT_PATIENCE;
+    loop {
+        let ending = engine.leases.ids(|lease| lease.state == LeaseState::Ending);
+        if ending.is_empty() || Instant::now() > give_up {
+            break;
+        }
+        for id in ending {
+            retire(engine, id, Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
     for id in engine.leases.ids(|_| true) {
         engine.leases.remove(id);

@@ -17,6 +17,7 @@ use crate::charge::Accounts;
 use crate::end;
 use crate::error::Failure;
 use crate::kernel::pins::PinDirectory;
+use crate::kernel::queue_lock::{self, QueueLocks};
 use crate::kernel::queue_probe::QueueProbe;
 use crate::kernel::redirect::Redirect;
 use crate::kernel::ring_probe;
@@ -32,6 +33,8 @@ pub struct Engine {
     pub leases: Leases,
     /// Our XDP programs, by the index of their device.
     pub redirects: HashMap<u32, Redirect>,
+    /// What confines sockets that leave unbound.
+    pub locks: QueueLocks,
     /// What it asks the kernel with whether a queue is taken.
     pub probe: QueueProbe,
     /// Where it writes down what it did.
@@ -109,6 +112,8 @@ pub struct Parts {
     pub audit: Audit,
     /// Where links are pinned.
     pub pins: PinDirectory,
+    /// What the queue locks are made of.
+    pub locks: queue_lock::Parts,
 }
 
 /// The running thread.
@@ -153,6 +158,7 @@ fn run(parts: Parts, messages: &mpsc::Receiver<Message>) {
         policy: parts.policy,
         leases: Leases::new(parts.accounts),
         redirects: HashMap::new(),
+        locks: QueueLocks::new(parts.locks),
         probe: QueueProbe::default(),
         audit: parts.audit,
         pins: Rc::new(parts.pins),
@@ -161,7 +167,8 @@ fn run(parts: Parts, messages: &mpsc::Receiver<Message>) {
         stopping: false,
     };
     loop {
-        let due = engine.leases.iter().filter_map(|lease| lease.due).min();
+        let due = engine.leases.iter().filter_map(|lease| lease.due);
+        let due = due.chain(engine.locks.due()).min();
         let wait = due.map_or(IDLE, |due| due.saturating_duration_since(Instant::now()));
         match messages.recv_timeout(wait) {
             Ok(Message::Do(job)) => job(&mut engine),

@@ -21,7 +21,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use xsk_client::wire::{
     Acquire, Acquired, Activated, ActivatedSocket, BindReply, BrokerError, GrantedSocket, InterfaceName,
-    LeaseState, SocketKind,
+    LeaseState, QueueLock, SocketKind,
 };
 
 use crate::audit::{Event, Line};
@@ -30,6 +30,7 @@ use crate::end::{self, Reason};
 use crate::engine::{Engine, EngineHandle};
 use crate::error::{Error, Failure, chain};
 use crate::identity::Peer;
+use crate::kernel::queue_lock::{Confinement, NotNow, Unconfined};
 use crate::kernel::queue_probe::QueueUse;
 use crate::kernel::redirect::{AttachError, Redirect};
 use crate::kernel::umem::Umem;
@@ -40,7 +41,8 @@ use crate::zero_copy;
 
 pub use bound::bind;
 use refusals::{
-    bound_elsewhere, foreign_program, foreign_socket, no_device, no_such_queue, not_bound, not_native, uplink,
+    bound_elsewhere, foreign_program, foreign_socket, no_device, no_lock, no_such_queue, not_bound,
+    not_native, unconfined, uplink,
 };
 
 /// A lease, or its sockets, on the way to its holder: the reply and the fds that go with it.
@@ -125,8 +127,15 @@ pub fn acquire(
         Verdict::Refused(refusal) => return Err(refusal.to_wire().into()),
     };
 
-    // 2. Is there such a device? Whoever has a rule for it may know.
+    // 2. Is there such a device, and the lock that the policy wants there? Whoever has a rule for it may know.
     let device = Device::look_up(&request.interface)?.ok_or_else(|| no_device(&request.interface))?;
+    let setting = terms.settings().queue_lock;
+    let lock = match engine.locks.in_force(setting) {
+        Ok(lock) => lock,
+        // What is bound when it leaves needs none.
+        Err(_) if terms.sockets() == SocketKind::Bound => QueueLock::None,
+        Err(reason) => return Err(no_lock(&device.name, setting, &reason).into()),
+    };
 
     // 3. Are the queues free, and is the requester within its limits? From here on they are its own.
     let reservation = engine.leases.reserve(terms, device, peer)?;
@@ -134,19 +143,26 @@ pub fn acquire(
     // 4. The XDP program, if this is the device's first grant; then count the queues, which attaching may change.
     let (redirect, device) = redirect_for(engine, &reservation)?;
     check_queues(&reservation, &device)?;
+    if reservation.terms().sockets() != SocketKind::Bound {
+        engine
+            .locks
+            .could_confine(lock, &device, &mut engine.probe)
+            .map_err(|reason| unconfined(&reservation, reason))?;
+    }
     check_unused(engine, &reservation)?;
-    zero_copy::check_device(&mut engine.probe, &reservation, redirect.mode())?;
+    zero_copy::check_device(&mut engine.probe, &reservation, redirect.mode(), lock)?;
 
     // 5. What the holder gets, by the kind of its sockets: confined as the terms say.
     let made = match reservation.terms().sockets() {
-        SocketKind::Prepared | SocketKind::Bare => unbound(&reservation, &redirect)?,
+        SocketKind::Prepared | SocketKind::Bare => unbound(engine, &reservation, &device, &redirect, lock)?,
         SocketKind::Bound => bound::umem(engine, &reservation)?,
     };
 
     // 6. The lease begins; it ends by itself unless it is delivered, and unless it is activated in time.
-    let reply = reply(&reservation, &redirect);
+    let reply = reply(&reservation, &redirect, lock);
     let (watch, ended) = oneshot::channel();
-    let lease = Lease::new(reservation, redirect, made.sockets, made.umem, label, watch);
+    let mut lease = Lease::new(reservation, redirect, made.sockets, lock, watch);
+    (lease.umem, lease.confinement, lease.label) = (made.umem, made.confinement, label);
     let id = lease.id();
     engine.audit.write(&Line::new(Event::Granted).lease(&lease));
     engine.leases.add(lease);
@@ -164,12 +180,25 @@ pub fn acquire(
 struct Made {
     sockets: Vec<LeasedSocket>,
     umem: Option<Umem>,
+    /// What keeps them from being bound elsewhere.
+    confinement: Option<Confinement>,
     /// To be handed over.
     fds: Vec<OwnedFd>,
 }
 
 /// Kinds `prepared` and `bare`: unbound sockets, the former with their rings.
-fn unbound(reservation: &Reservation, redirect: &Redirect) -> Result<Made, Error> {
+fn unbound(
+    engine: &mut Engine,
+    reservation: &Reservation,
+    device: &Device,
+    redirect: &Redirect,
+    lock: QueueLock,
+) -> Result<Made, Error> {
+    // From before they leave until they cannot be bound to other queues any more.
+    let confinement = engine
+        .locks
+        .confine(lock, reservation, device)
+        .map_err(|reason| unconfined(reservation, reason))?;
     let mut sockets = Vec::new();
     for queue in reservation.terms().queues().iter() {
         let socket = match reservation.terms().sockets() {
@@ -198,6 +227,7 @@ fn unbound(reservation: &Reservation, redirect: &Redirect) -> Result<Made, Error
     Ok(Made {
         sockets,
         umem: None,
+        confinement: Some(confinement),
         fds,
     })
 }
@@ -272,6 +302,8 @@ fn fill_slots(engine: &mut Engine, id: LeaseId) -> Result<Activated, Error> {
     }
     lease.state = LeaseState::Active;
     lease.due = None;
+    // Bound sockets are sealed (F6), and these are where they belong: nothing has to confine them any more.
+    lease.confinement = None;
     engine.audit.write(&Line::new(Event::Activated).lease(lease));
     Ok(activated(lease))
 }
@@ -334,13 +366,16 @@ fn check_unused(engine: &mut Engine, reservation: &Reservation) -> Result<(), Er
             .queue_use_untouched(device.index, queue)
             .map_err(|failure| of_device(&device.name, failure))?;
         if in_use == Some(QueueUse::Taken) {
+            if engine.locks.has_placeholder(device.index, queue) {
+                return Err(unconfined(reservation, Unconfined::NotNow(NotNow::Turn)));
+            }
             return Err(foreign_socket(&device.name, queue).into());
         }
     }
     Ok(())
 }
 
-fn reply(reservation: &Reservation, redirect: &Redirect) -> Acquired {
+fn reply(reservation: &Reservation, redirect: &Redirect, lock: QueueLock) -> Acquired {
     let (terms, device) = (reservation.terms(), reservation.device());
     let handed_over = match terms.sockets() {
         SocketKind::Prepared | SocketKind::Bare => terms.queues().len(),
@@ -353,7 +388,7 @@ fn reply(reservation: &Reservation, redirect: &Redirect) -> Acquired {
         rule: terms.rule().to_owned(),
         kind: terms.sockets(),
         direction: terms.direction(),
-        queue_lock: terms.settings().queue_lock.into(),
+        queue_lock: lock,
         xdp: redirect.mode(),
         zero_copy: terms.zero_copy(),
         rings: terms.rings(),

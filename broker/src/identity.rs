@@ -129,6 +129,20 @@ impl Process {
         Ok(process)
     }
 
+    /// The process of that id that started then (field 22 of proc_pid_stat(5)); `None` where it is no more.
+    pub fn find(pid: u32, start_ticks: u64) -> Option<Self> {
+        let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        Self::new(pid, pidfd)
+            .ok()
+            .filter(|process| process.start_ticks == start_ticks)
+    }
+
+    /// When it started, in clock ticks since boot: for who wants to [`Process::find`] it again.
+    pub fn start_ticks(&self) -> u64 {
+        self.start_ticks
+    }
+
     /// Its id in our pid namespace.
     pub fn pid(&self) -> u32 {
         self.pid

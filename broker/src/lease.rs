@@ -4,11 +4,10 @@
 //! [`Terms`], only [`Leases::reserve`] makes a [`Reservation`], only the kernel module makes kernel objects and
 //! wants to see a reservation for it. Undo is Drop: a reservation gives its queues and its charge back.
 
+mod hold;
 mod socket;
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
-use std::rc::Rc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,11 +16,14 @@ use xsk_client::wire::{BrokerError, Counters, LeaseQueue, LeaseState, QueueLock,
 
 use crate::charge::{Accounts, Charge, Resource};
 use crate::device::Device;
+use crate::end::Reason;
 use crate::identity::{Peer, Process};
+use crate::kernel::queue_lock::{Confinement, Retirement};
 use crate::kernel::redirect::Redirect;
 use crate::kernel::umem::Umem;
 use crate::policy::Terms;
 
+use hold::{Hold, Holds};
 pub use socket::LeasedSocket;
 
 /// Names a lease; never used twice by one broker.
@@ -49,9 +51,6 @@ pub struct Leases {
 /// few to take the memory of the machine.
 const ABANDONED_MAX: u64 = 256;
 const ABANDONED_FOR: Duration = Duration::from_secs(60);
-
-/// Which lease has which queue of which device.
-type Holds = Rc<RefCell<HashMap<(u32, u32), LeaseId>>>;
 
 impl Leases {
     /// Charges to these accounts.
@@ -169,7 +168,8 @@ impl Leases {
 
     fn busy(&self, device: &Device, queue: u32, holder: LeaseId, peer: &Peer) -> BrokerError {
         let lease = self.by_id.get(&holder);
-        let lingers = lease.is_some_and(|lease| lease.state == LeaseState::Lingering);
+        let state = lease.map(|lease| lease.state);
+        let ends = matches!(state, Some(LeaseState::Ending | LeaseState::Lingering));
         let own = lease.is_some_and(|lease| lease.reservation.requester.subject().uid == peer.subject().uid);
         let name = &device.name;
         // Whose it is is nobody else's business.
@@ -178,16 +178,18 @@ impl Leases {
         } else {
             "another lease".to_owned()
         };
-        let message = if lingers {
+        let message = if state == Some(LeaseState::Lingering) {
             format!(
                 "queue {queue} of {name} was held by {whose}, whose socket is still bound to it; it is free when that socket is gone"
             )
+        } else if ends {
+            format!("queue {queue} of {name} was held by {whose}, whose end is not over yet; ask again")
         } else {
             format!(
                 "queue {queue} of {name} is held by {whose}; ask for another queue, or wait for its release"
             )
         };
-        let retry_after_ms = lingers.then_some(10);
+        let retry_after_ms = ends.then_some(10);
         BrokerError::QueueBusy {
             interface: name.clone(),
             queue,
@@ -209,6 +211,14 @@ impl Leases {
     /// Drops a lease: its queues are free, its charge is given back.
     pub fn remove(&mut self, id: LeaseId) {
         self.by_id.remove(&id);
+    }
+
+    /// The queues of a device that bound sockets of ours are on.
+    pub fn active_queues(&self, index: u32) -> BTreeSet<u32> {
+        self.iter()
+            .filter(|lease| lease.device().index == index && lease.state == LeaseState::Active)
+            .flat_map(|lease| lease.terms().queues().iter())
+            .collect()
     }
 
     /// All, ascending by number.
@@ -268,40 +278,22 @@ impl Reservation {
     }
 }
 
-#[derive(Debug)]
-struct Hold {
-    holds: Holds,
-    queues: Vec<(u32, u32)>,
-}
-
-impl Hold {
-    fn take(holds: &Holds, id: LeaseId, device: &Device, terms: &Terms) -> Self {
-        let queues: Vec<_> = terms.queues().iter().map(|queue| (device.index, queue)).collect();
-        holds.borrow_mut().extend(queues.iter().map(|queue| (*queue, id)));
-        Self {
-            holds: Rc::clone(holds),
-            queues,
-        }
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let mut holds = self.holds.borrow_mut();
-        for queue in &self.queues {
-            holds.remove(queue);
-        }
-    }
-}
-
 /// A lease.
 #[derive(Debug)]
 pub struct Lease {
-    /// What the kernel holds for it, one for each queue. Dropped first; empty once the lease has ended, and before the
-    /// broker has bound those of kind `bound`.
+    /// What the kernel holds for it, one for each queue. Dropped first; once the lease has ended, what is to be retired,
+    /// and none before the broker has bound those of kind `bound`.
     pub sockets: Vec<LeasedSocket>,
     /// The memory of a lease of kind `bound`, until all of its sockets are bound.
     pub umem: Option<Umem>,
+    /// What keeps its sockets from being bound to other queues, until none of them can be.
+    pub confinement: Option<Confinement>,
+    /// What is being done about sockets that were unbound when it ended.
+    pub retirement: Option<Retirement>,
+    /// Why it has ended.
+    pub ended: Option<Reason>,
+    /// Whether some of its sockets were bound when it ended: then the kernel may hold its queues.
+    pub bound_at_end: bool,
     /// How far it has come.
     pub state: LeaseState,
     /// What is to be done with it, and when, without anybody asking: end it if it is not active, or look whether its bare
@@ -319,6 +311,7 @@ pub struct Lease {
     pub last_seen: Vec<LeaseQueue>,
     /// Tells whoever watches the holder that there is nothing to watch any more, by being dropped.
     pub watch: Option<oneshot::Sender<()>>,
+    queue_lock: QueueLock,
     redirect: Redirect,
     holder: Arc<Process>,
     holder_uid: u32,
@@ -331,8 +324,7 @@ impl Lease {
         reservation: Reservation,
         redirect: Redirect,
         sockets: Vec<LeasedSocket>,
-        umem: Option<Umem>,
-        label: Option<String>,
+        queue_lock: QueueLock,
         watch: oneshot::Sender<()>,
     ) -> Self {
         let deadline = Instant::now() + reservation.terms().activate_within();
@@ -342,14 +334,19 @@ impl Lease {
         };
         Self {
             sockets,
-            umem,
+            umem: None,
             state: LeaseState::HandedOver,
             due: Some(due),
             deadline,
             linger_wait: Duration::ZERO,
             look_failed: false,
             last_seen: Vec::new(),
-            label,
+            label: None,
+            queue_lock,
+            confinement: None,
+            retirement: None,
+            ended: None,
+            bound_at_end: false,
             watch: Some(watch),
             redirect,
             holder: Arc::clone(reservation.requester().process()),
@@ -373,15 +370,15 @@ impl Lease {
         &self.reservation.terms
     }
 
-    /// What confines its sockets to their queues.
+    /// The lock that was in force when its sockets left.
     pub fn queue_lock(&self) -> QueueLock {
-        self.terms().settings().queue_lock.into()
+        self.queue_lock
     }
 
     /// Its queues as they are now, or as they were when it ended.
     pub fn queues(&self) -> Vec<LeaseQueue> {
         match self.state {
-            LeaseState::Lingering => self.last_seen.clone(),
+            LeaseState::Ending | LeaseState::Lingering => self.last_seen.clone(),
             _ => self
                 .terms()
                 .queues()

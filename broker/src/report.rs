@@ -9,6 +9,8 @@ use crate::device::Device;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::identity::{Peer, Subject};
+use crate::kernel::queue_lock::QueueLocks;
+use crate::kernel::queue_probe::{QueueProbe, QueueUse};
 use crate::lease::Lease;
 use crate::policy::View;
 use crate::{kernel, privileges};
@@ -70,7 +72,7 @@ fn lease(lease: &Lease) -> WireLease {
 /// # Errors
 ///
 /// As the kernel says when asked for devices.
-pub fn interfaces(engine: &Engine, scope: Scope, peer: &Peer) -> Result<Interfaces, Error> {
+pub fn interfaces(engine: &mut Engine, scope: Scope, peer: &Peer) -> Result<Interfaces, Error> {
     let mut interfaces = Vec::new();
     for (name, link) in kernel::netlink::devices()
         .map_err(|source| crate::error::Failure::kernel("RTM_GETLINK", "all devices", source))?
@@ -91,6 +93,16 @@ pub fn interfaces(engine: &Engine, scope: Scope, peer: &Peer) -> Result<Interfac
             .filter(|lease| lease.device().index == device.index);
         let mut held: Vec<u32> = held.flat_map(|lease| lease.terms().queues().iter()).collect();
         held.sort_unstable();
+        let placeholders = engine
+            .locks
+            .placeholders(device.index)
+            .map_or_else(Vec::new, |(_, queues)| queues);
+        let foreign = match redirect {
+            Some(_) => foreign_queues(&engine.locks, &mut engine.probe, &device, |queue| {
+                held.contains(&queue) || placeholders.contains(&queue)
+            }),
+            None => Vec::new(),
+        };
         interfaces.push(Interface {
             interface: name,
             interface_index: device.index,
@@ -99,12 +111,34 @@ pub fn interfaces(engine: &Engine, scope: Scope, peer: &Peer) -> Result<Interfac
             queues: device.rx_queues,
             queues_max: device.max_queues,
             reserved: settings.reserved.below(device.max_queues),
-            queue_lock: settings.queue_lock.into(),
+            queue_lock: engine.locks.in_force(settings.queue_lock).ok(),
+            placeholders,
+            foreign,
+            tainted_by: engine
+                .locks
+                .tainted_by(device.index)
+                .filter(|_| scope == Scope::All),
             held,
             passed: redirect.map_or(0, kernel::redirect::Redirect::passed),
         });
     }
     Ok(Interfaces { interfaces })
+}
+
+/// Queues that somebody is bound to and that are not `ours`; none where that cannot be seen without touching the queues.
+fn foreign_queues(
+    locks: &QueueLocks,
+    probe: &mut QueueProbe,
+    device: &Device,
+    ours: impl Fn(u32) -> bool,
+) -> Vec<u32> {
+    (0..device.bindable_queues)
+        .filter(|queue| !ours(*queue) && !locks.is_leaving(device.index, *queue))
+        .filter(|queue| {
+            let in_use = probe.queue_use_untouched(device.index, *queue);
+            matches!(in_use, Ok(Some(QueueUse::Taken)))
+        })
+        .collect()
 }
 
 /// `Explain`.

@@ -5,21 +5,25 @@
 //! `forbidden` is promised only where it is kept, since a socket that was bound in zero-copy mode reads its whole queue
 //! whatever is done about it afterwards (F43).
 
-use xsk_client::wire::{BrokerError, SocketKind, XdpMode, ZeroCopy};
+use xsk_client::wire::{BrokerError, QueueLock, SocketKind, XdpMode, ZeroCopy};
 
 use crate::device::Device;
 use crate::error::Error;
 use crate::grant::of_device;
 use crate::kernel::queue_probe::QueueProbe;
 use crate::lease::{Lease, Reservation};
-use crate::policy::QueueLockSetting;
 
 /// Refuses a device on which the rule's `zero-copy` cannot be kept.
 ///
 /// # Errors
 ///
 /// [`BrokerError::DeviceUnavailable`] with the reason; what the kernel says when it is asked what the driver has.
-pub fn check_device(probe: &mut QueueProbe, reservation: &Reservation, xdp: XdpMode) -> Result<(), Error> {
+pub fn check_device(
+    probe: &mut QueueProbe,
+    reservation: &Reservation,
+    xdp: XdpMode,
+    lock: QueueLock,
+) -> Result<(), Error> {
     let (terms, device) = (reservation.terms(), reservation.device());
     // The reservation's queues are nobody's now, so asking may keep one busy for a moment.
     let mut driver_has = || match terms.queues().iter().next() {
@@ -38,9 +42,12 @@ pub fn check_device(probe: &mut QueueProbe, reservation: &Reservation, xdp: XdpM
         },
         // Who does not bind cannot choose.
         ZeroCopy::Forbidden if terms.sockets() == SocketKind::Bound => Ok(()),
-        ZeroCopy::Forbidden => match terms.settings().queue_lock {
-            QueueLockSetting::None if driver_has()? => Err(not_to_be_prevented(terms.rule(), device).into()),
-            QueueLockSetting::None => Ok(()),
+        ZeroCopy::Forbidden => match lock {
+            QueueLock::None | QueueLock::Placeholders if driver_has()? => {
+                Err(not_to_be_prevented(terms.rule(), device, lock).into())
+            }
+            // The LSM looks at the flags of each bind.
+            QueueLock::Lsm | QueueLock::None | QueueLock::Placeholders => Ok(()),
         },
     }
 }
@@ -96,13 +103,13 @@ fn not_to_be_had(rule: &str, device: &Device) -> BrokerError {
     )
 }
 
-fn not_to_be_prevented(rule: &str, device: &Device) -> BrokerError {
+fn not_to_be_prevented(rule: &str, device: &Device, lock: QueueLock) -> BrokerError {
     let name = &device.name;
     unavailable(
         device,
         format!(
             "rule {rule} forbids zero-copy, which the driver of {name} has, and a holder that binds by itself chooses its mode: \
-             with `queue-lock = \"none\"` nothing keeps it from that"
+             under the lock `{lock}` nothing keeps it from that"
         ),
     )
 }

@@ -34,6 +34,7 @@ mod lease_ends;
 mod lease_isolation;
 mod lease_scene;
 mod lease_stress;
+mod lock_placeholders;
 mod nic_queues;
 mod nic_steering;
 mod papers_python;
@@ -41,6 +42,7 @@ mod policy_start;
 mod puppet;
 mod puppet_body;
 mod qemu_consumer;
+mod rogue;
 mod scene;
 mod shared_umem;
 mod varlink_file;
@@ -65,4 +67,5 @@ e2e::bodies![
     bound_umem::reflect_as_bound,
     qemu_consumer::qemu,
     shared_umem::bridge,
+    rogue::race_to_bind,
 ];

@@ -56,9 +56,9 @@ fn a_wrong_policy_never_starts_the_broker() {
         (good.replace("user = 64099\n", ""), ":1:1", "user"),
         (good.replace("\"prepared\"", "\"naked\""), ":6:12", "prepared"),
         (
-            good.replace("queue-lock = \"none\"\n", ""),
-            ":7:",
-            "write `queue-lock = \"none\"`",
+            good.replace("queue-lock = \"none\"", "queue-lock = \"nnone\""),
+            ":8:14",
+            "did you mean `none`",
         ),
         (good.clone() + "[[deny]]\n", ":9:1", "name"),
         (good.clone() + "\u{0}", ":9:", ""),

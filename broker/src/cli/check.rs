@@ -11,8 +11,8 @@ use xsk_client::wire::{SocketKind, ZeroCopy};
 use super::check_json::Json;
 use super::exit::Exit;
 use crate::policy::{
-    Diagnostic, Effect, Insert, InterfaceSection, Loaded, Ownership, Policy, PolicyError, Rule, Severity,
-    none_costs,
+    Diagnostic, Effect, Insert, InterfaceSection, Loaded, Ownership, Policy, PolicyError, QueueLockSetting,
+    Rule, Severity, none_costs,
 };
 
 /// Check a policy without a running broker.
@@ -148,8 +148,24 @@ fn print_section(section: &InterfaceSection, out: &mut dyn Write) -> io::Result<
     if settings.uplink {
         writeln!(out, "  also if it is an uplink or a port of a bridge or bond")?;
     }
-    let costs = none_costs(name).replace('\n', "\n    ");
-    writeln!(out, "  queue-lock none, which costs:\n    {costs}")
+    write!(out, "  queue-lock {}", settings.queue_lock.as_str())?;
+    match settings.queue_lock {
+        QueueLockSetting::Auto => writeln!(out, ": lsm where that is in force, else placeholders"),
+        QueueLockSetting::Lsm => writeln!(out, ", and no sockets where that is not in force"),
+        QueueLockSetting::Placeholders => {
+            writeln!(
+                out,
+                ": one lease with unbound sockets at a time, and none after a crash until its holder is gone"
+            )
+        }
+        QueueLockSetting::None => {
+            writeln!(
+                out,
+                ", which costs:\n    {}",
+                none_costs(name).replace('\n', "\n    ")
+            )
+        }
+    }
 }
 
 fn print_rule(rule: &Rule, out: &mut dyn Write) -> io::Result<()> {

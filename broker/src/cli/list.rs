@@ -1,7 +1,7 @@
 //! `xsk-broker list`: who holds what.
 
 use serde_json::json;
-use xsk_client::wire::{Lease, LeaseQueue, Leases, SocketKind};
+use xsk_client::wire::{Interface, Interfaces, Lease, LeaseQueue, Leases, SocketKind, ranges};
 
 use super::exit::Exit;
 use super::output::{self, Sockets, duration};
@@ -13,6 +13,8 @@ use super::table::{Column, layout};
 /// activated; of these, DROPPED did not reach the holder, because its RX ring was full, there was no fill
 /// entry, or the packet was longer than a chunk (the socket's own counters). A lease is "lingering" when it has ended and the kernel still holds a queue for its
 /// socket.
+///
+/// Below stand queues that are not to be had for other reasons: a placeholder of the broker's, a socket of no lease.
 #[derive(Debug, clap::Args)]
 pub struct ListArgs {
     /// Print the reply as JSON
@@ -31,7 +33,43 @@ pub struct ListArgs {
 pub fn run(args: &ListArgs) -> anyhow::Result<Exit> {
     let mut broker = args.sockets.connect_for_most()?;
     output::print(&mut broker, "ListLeases", &json!({}), args.json, text)?;
+    if !args.json {
+        output::print(&mut broker, "ListInterfaces", &json!({}), args.json, notes)?;
+    }
     Ok(Exit::Ok)
+}
+
+/// What keeps queues from being had besides leases.
+fn notes(reply: &Interfaces) -> String {
+    reply.interfaces.iter().flat_map(notes_on).collect()
+}
+
+pub(super) fn notes_on(interface: &Interface) -> Vec<String> {
+    let name = &interface.interface;
+    let mut notes = Vec::new();
+    let mut note = |queues: &[u32], one: &str, several: &str, what: &str| match queues {
+        [] => {}
+        [queue] => notes.push(format!("{name}: queue {queue} {one} {what}\n")),
+        queues => notes.push(format!("{name}: queues {} {several} {what}\n", ranges(queues))),
+    };
+    note(
+        &interface.placeholders,
+        "is",
+        "are",
+        "kept busy by placeholders of the broker while sockets of a lease are not bound yet",
+    );
+    note(
+        &interface.foreign,
+        "has",
+        "have",
+        "a socket of no lease: another program's, or one that outlived its broker",
+    );
+    if let Some(pid) = interface.tainted_by {
+        notes.push(format!(
+            "{name}: no sockets that leave unbound until pid {pid} has gone, which had one when a broker crashed\n"
+        ));
+    }
+    notes
 }
 
 fn text(reply: &Leases) -> String {

@@ -17,6 +17,7 @@ use crate::engine::{self, Parts};
 use crate::error::chain;
 use crate::kernel::netlink::LinkEvents;
 use crate::kernel::pins::PinDirectory;
+use crate::kernel::queue_lock::{self, Scratch, Taints};
 use crate::policy::{Ownership, Policy};
 use crate::privileges::{self, Account};
 use crate::report::Scope;
@@ -135,6 +136,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     // 3. One broker for each run directory.
     make_run_dir(&args.run_dir, account)?;
     let lock = lock(&args.run_dir)?;
+    let locks = queue_lock_parts(&loaded.policy, &args.run_dir)?;
 
     // 4. The private directory in bpffs; a broker that crashed may have left its links there.
     let pins = PinDirectory::create(&args.bpf_dir, account)?;
@@ -195,6 +197,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         accounts: accounts.clone(),
         audit,
         pins,
+        locks,
     };
     let engine = engine::start(parts)?;
     privileges::renounce()?;
@@ -205,6 +208,16 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         links,
         _lock: lock,
     })
+}
+
+/// What the queue locks of this policy take that only root can make.
+fn queue_lock_parts(policy: &Policy, run_dir: &Path) -> anyhow::Result<queue_lock::Parts> {
+    let scratch = match policy.wants_queue_lock() {
+        true => Scratch::create()?.map_err(|failure| chain(&failure)),
+        false => Err("the policy wanted no lock when the broker was started".to_owned()),
+    };
+    let taints = Taints::read(run_dir)?;
+    Ok(queue_lock::Parts { scratch, taints })
 }
 
 /// The account to end as, by name or number.

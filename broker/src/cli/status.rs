@@ -80,7 +80,8 @@ fn interfaces(reply: &Interfaces) -> String {
         Column::Right("PASSED"),
     ];
     let rows: Vec<_> = reply.interfaces.iter().map(row).collect();
-    format!("\n{}", layout(columns, &rows))
+    let notes: String = reply.interfaces.iter().flat_map(super::list::notes_on).collect();
+    format!("\n{}{notes}", layout(columns, &rows))
 }
 
 fn row(interface: &Interface) -> [String; 9] {
@@ -99,7 +100,10 @@ fn row(interface: &Interface) -> [String; 9] {
         interface.queues_max.to_string(),
         ids(&interface.reserved),
         ids(&interface.held),
-        interface.queue_lock.to_string(),
+        interface
+            .queue_lock
+            .map_or("not to be had", |lock| lock.as_str())
+            .to_owned(),
         interface.passed.to_string(),
     ]
 }

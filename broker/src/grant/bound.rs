@@ -38,6 +38,7 @@ pub(super) fn umem(engine: &mut Engine, reservation: &Reservation) -> Result<Mad
     Ok(Made {
         sockets: Vec::new(),
         umem: Some(umem),
+        confinement: None,
         fds,
     })
 }

@@ -3,7 +3,10 @@
 use xsk_client::wire::{BrokerError, InterfaceName};
 
 use crate::device::Device;
-use crate::lease::Lease;
+use crate::error::Error;
+use crate::kernel::queue_lock::{NotNow, Unconfined};
+use crate::lease::{Lease, Reservation};
+use crate::policy::QueueLockSetting;
 
 pub(super) fn no_such_queue(device: &Device, queue: u32) -> BrokerError {
     let name = &device.name;
@@ -96,5 +99,59 @@ pub(super) fn bound_elsewhere(lease: &Lease, queue: u32) -> BrokerError {
         lease: lease.id().0,
         queue,
         message,
+    }
+}
+
+/// The lock that the policy wants on a device is not to be had there.
+pub(super) fn no_lock(interface: &InterfaceName, setting: QueueLockSetting, reason: &str) -> BrokerError {
+    let message = format!(
+        "{interface} gives no sockets that leave unbound: the policy wants `queue-lock = \"{}\"` there, which cannot be had: \
+         {reason}",
+        setting.as_str()
+    );
+    BrokerError::DeviceUnavailable {
+        interface: interface.clone(),
+        message,
+    }
+}
+
+/// A socket cannot leave unbound now.
+pub(super) fn unconfined(reservation: &Reservation, reason: Unconfined) -> Error {
+    let name = reservation.device().name.clone();
+    let busy = |retry_after_ms, message| {
+        let queue = reservation.terms().queues().iter().next().unwrap_or(0);
+        Error::from(BrokerError::QueueBusy {
+            interface: name.clone(),
+            queue,
+            retry_after_ms: Some(retry_after_ms),
+            message,
+        })
+    };
+    match reason {
+        Unconfined::NotNow(NotNow::Turn) => busy(
+            20,
+            format!(
+                "sockets of another lease of {name} are not bound yet, and under the lock `placeholders` only one lease at a \
+                 time can have such; ask again"
+            ),
+        ),
+        Unconfined::NotNow(NotNow::Leaving(queue)) => busy(
+            10,
+            format!(
+                "the kernel has not let go of queue {queue} of {name} yet, which somebody had until now; ask again"
+            ),
+        ),
+        Unconfined::NotNow(NotNow::Failed(failure)) => super::of_device(&name, failure),
+        Unconfined::Tainted => {
+            let message = format!(
+                "a broker that crashed had handed out a socket of {name} that may still be unbound: no more of this kind until \
+                 the process that has it is gone, which the operator sees in `status`"
+            );
+            BrokerError::DeviceUnavailable {
+                interface: name,
+                message,
+            }
+            .into()
+        }
     }
 }

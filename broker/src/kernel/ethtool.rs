@@ -67,6 +67,12 @@ impl Channels {
         self.rx.saturating_add(self.combined)
     }
 
+    /// Queues that a socket can be bound to now: packets arrive on them or leave by them (`xsk_reg_pool_at_qid`,
+    /// net/xdp/xsk.c).
+    pub fn bindable(&self) -> u32 {
+        self.rx.max(self.tx).saturating_add(self.combined)
+    }
+
     /// The most queues that packets may ever arrive on or leave by.
     pub fn max(&self) -> u32 {
         self.max_rx.max(self.max_tx).saturating_add(self.max_combined)

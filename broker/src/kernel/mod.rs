@@ -8,6 +8,7 @@ pub mod missing_pages;
 pub mod netlink;
 pub mod peer;
 pub mod pins;
+pub mod queue_lock;
 pub mod queue_probe;
 pub mod readable;
 pub mod redirect;

@@ -135,7 +135,7 @@ fn leaves_by(attribute: &RouteAttribute, index: u32) -> bool {
 }
 
 /// Sends one question and collects all answers.
-fn ask(question: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+pub(super) fn ask(question: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
     let mut header = NetlinkHeader::default();
     header.flags = flags;
     let mut message = NetlinkMessage::new(header, NetlinkPayload::from(question));

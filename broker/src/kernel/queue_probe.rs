@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use caps::Capability;
 use xsk_client::sys::{self, BindFlags, Mapping, Prefault, Ring};
@@ -133,18 +133,32 @@ impl QueueProbe {
     }
 }
 
-/// A socket that is ready to be bound and good for nothing else: one page of umem, rings of one entry.
-pub(super) fn unbound_socket() -> io::Result<OwnedFd> {
-    const PAGE_BYTES: usize = 4096;
-    const CHUNK_BYTES: u32 = 4096;
-
-    let memory = rustix::fs::memfd_create("xsk-broker probe", rustix::fs::MemfdFlags::CLOEXEC)?;
-    rustix::fs::ftruncate(&memory, u64::from(CHUNK_BYTES))?;
-    let mapping = Mapping::new(&memory, 0, PAGE_BYTES, Prefault::No)?;
+/// A socket that is ready to be bound and good for nothing else: one page of umem, rings of one entry. Takes CAP_NET_RAW,
+/// and CAP_IPC_LOCK where RLIMIT_MEMLOCK is used up.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn unbound_socket() -> io::Result<OwnedFd> {
     let socket = sys::xdp_socket()?;
-    sys::register_umem(&socket, &mapping, CHUNK_BYTES, 0)?;
+    register_one_page(&socket)?;
     for ring in [Ring::Fill, Ring::Completion, Ring::Rx] {
         sys::create_ring(&socket, ring, 1)?;
     }
     Ok(socket)
+}
+
+/// Registers the least umem that there is.
+///
+/// # Errors
+///
+/// EBUSY where the socket has one, or is bound.
+pub fn register_one_page(socket: impl AsFd) -> io::Result<()> {
+    const PAGE_BYTES: usize = 4096;
+    const CHUNK_BYTES: u32 = 4096;
+
+    let memory = rustix::fs::memfd_create("xsk-broker page", rustix::fs::MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&memory, u64::from(CHUNK_BYTES))?;
+    let mapping = Mapping::new(&memory, 0, PAGE_BYTES, Prefault::No)?;
+    sys::register_umem(socket, &mapping, CHUNK_BYTES, 0)
 }

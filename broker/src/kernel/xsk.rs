@@ -217,6 +217,12 @@ impl Xsk {
     }
 }
 
+impl From<Xsk> for OwnedFd {
+    fn from(xsk: Xsk) -> Self {
+        xsk.socket
+    }
+}
+
 /// Whether a socket of that direction gets that ring. The kernel binds none without a fill and a completion ring.
 fn has_ring(direction: Direction, ring: Ring) -> bool {
     match ring {

@@ -42,10 +42,7 @@ fn unreserved(reserved: &QueueRanges, request: &Request, at: &str) -> String {
 fn first_change(policy: &Policy, subject: &Subject, request: &Request, why: &Why) -> String {
     match why {
         Why::NotListed => {
-            let section = format!(
-                "{}\nqueue-lock = \"none\"",
-                section_header(request.interface.as_str())
-            );
+            let section = section_header(request.interface.as_str());
             match policy.nearest_miss(subject, request) {
                 Why::NoRule if !covered(policy, subject, request) => {
                     format!(

@@ -4,7 +4,7 @@
 
 use globset::{Glob, GlobSet};
 use toml::de::{DeTable, DeValue};
-use xsk_client::wire::{InterfaceName, QueueLock};
+use xsk_client::wire::InterfaceName;
 
 use super::diagnostic::{Findings, Place, Source};
 use super::mistake::{Mistake, Section, section_header, shown};
@@ -39,17 +39,31 @@ impl XdpSetting {
 }
 
 /// What is to keep an unbound socket from binding to a queue that was not granted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum QueueLockSetting {
-    /// Nothing. To be written by hand while it is all that there is.
+    /// The BPF LSM where it is in force, else placeholders.
+    #[default]
+    Auto,
+    /// The BPF LSM, or no sockets that leave unbound.
+    Lsm,
+    /// Sockets of the broker's own on every queue that nobody holds.
+    Placeholders,
+    /// Nothing.
     None,
 }
 
-impl From<QueueLockSetting> for QueueLock {
-    fn from(setting: QueueLockSetting) -> Self {
-        match setting {
-            QueueLockSetting::None => Self::None,
+impl QueueLockSetting {
+    /// All of them, in the order in which they are told.
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Lsm, Self::Placeholders, Self::None];
+
+    /// The word for it in the policy.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Lsm => "lsm",
+            Self::Placeholders => "placeholders",
+            Self::None => "none",
         }
     }
 }
@@ -172,7 +186,7 @@ pub(super) fn read_sections(
         }
         let pattern = Pattern::parse(name).map_err(|mistake| findings.error(&place, mistake));
         let table = Table::new(entries, Section::Interface, place.clone()).ignoring(dotted);
-        let settings = read_settings(name, table, findings);
+        let settings = read_settings(table, findings);
         let at = source.at(place.span.start);
         if let Some(first) = sections.iter().find(|section| section.pattern.written() == name) {
             let (name, first) = (name.to_owned(), first.at.clone());
@@ -210,7 +224,7 @@ fn report_unquoted_dots<'t>(
     dotted
 }
 
-fn read_settings(name: &str, mut table: Table<'_>, findings: &mut Findings) -> Option<InterfaceSettings> {
+fn read_settings(mut table: Table<'_>, findings: &mut Findings) -> Option<InterfaceSettings> {
     let xdp = match table.take("xdp") {
         Some(item) => {
             let words = [XdpSetting::Native, XdpSetting::Generic, XdpSetting::Auto];
@@ -222,7 +236,13 @@ fn read_settings(name: &str, mut table: Table<'_>, findings: &mut Findings) -> O
         Some(item) => read_queues(&item, findings),
         None => Some(QueueRanges::default()),
     };
-    let queue_lock = read_queue_lock(name, &mut table, findings);
+    let queue_lock = match table.take("queue-lock") {
+        Some(item) => item.word(
+            &QueueLockSetting::ALL.map(|setting| (setting.as_str(), setting)),
+            findings,
+        ),
+        None => Some(QueueLockSetting::default()),
+    };
     let uplink = match table.take("uplink") {
         Some(item) => item.boolean(findings),
         None => Some(false),
@@ -234,30 +254,6 @@ fn read_settings(name: &str, mut table: Table<'_>, findings: &mut Findings) -> O
         queue_lock: queue_lock?,
         uplink: uplink?,
     })
-}
-
-fn read_queue_lock(name: &str, table: &mut Table<'_>, findings: &mut Findings) -> Option<QueueLockSetting> {
-    let Some(item) = table.take("queue-lock") else {
-        findings.error(&table.place, Mistake::MissingQueueLock(name.to_owned()));
-        return None;
-    };
-    let words = [
-        ("none", Some(QueueLockSetting::None)),
-        ("auto", None),
-        ("lsm", None),
-        ("placeholders", None),
-    ];
-    let setting = item.word(&words, findings)?;
-    if setting.is_none() {
-        let written = item.value.as_str().unwrap_or_default();
-        let word = words.iter().map(|(word, _)| *word).find(|word| *word == written);
-        let mistake = Mistake::LaterQueueLock {
-            interface: name.to_owned(),
-            word: word.unwrap_or_default(),
-        };
-        findings.error(&item.place, mistake);
-    }
-    setting
 }
 
 /// Reads the names and patterns of a rule's `interface`.

@@ -123,10 +123,6 @@ pub(super) enum Mistake {
     BadGlob { glob: String, why: String },
     #[error("{0}")]
     BadQueues(QueuesError),
-    #[error("[interface.{}] does not say what confines unbound sockets: no `queue-lock`", shown(.0))]
-    MissingQueueLock(String),
-    #[error("`queue-lock = {word:?}` is of a later version: this one has \"none\" only")]
-    LaterQueueLock { interface: String, word: &'static str },
 
     // Files.
     #[error("cannot be read: {0}")]
@@ -232,13 +228,6 @@ impl Mistake {
             Self::BadQueues(QueuesError::NotAnId(_)) => {
                 "write ids and ranges with commas and without spaces, as in \"2-4,7\"; or \"*\" for all"
                     .to_owned()
-            }
-            Self::MissingQueueLock(interface) | Self::LaterQueueLock { interface, .. } => {
-                let interface = shown(interface);
-                format!(
-                    "write `queue-lock = \"none\"`, and know what it costs:\n{}",
-                    none_costs(&interface)
-                )
             }
             Self::NotRoots { path, mode, .. } => {
                 let path = quoted(path);

@@ -145,6 +145,13 @@ impl Policy {
             .any(|rule| allows(rule) && rule.who.matches(subject) && rule.names(interface))
     }
 
+    /// Whether any device has a queue lock.
+    pub fn wants_queue_lock(&self) -> bool {
+        self.sections
+            .iter()
+            .any(|section| section.settings.queue_lock != QueueLockSetting::None)
+    }
+
     /// How many rules there are, allow and deny.
     pub fn rule_count(&self) -> usize {
         self.rules.len()

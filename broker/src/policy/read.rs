@@ -115,7 +115,7 @@ fn report_syntax(index: usize, source: &Source, errors: &[toml::de::Error], find
         | Mistake::UnquotedName { .. }
         | Mistake::RuleIsTable(_)
         | Mistake::NotUtf8 => true,
-        Mistake::MissingKey { .. } | Mistake::MissingWho(_) | Mistake::MissingQueueLock(_) => false,
+        Mistake::MissingKey { .. } | Mistake::MissingWho(_) => false,
         _ => !lines.contains(&source.line(span.start)),
     });
 }

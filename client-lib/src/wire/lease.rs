@@ -142,8 +142,19 @@ pub struct Interface {
     pub queues_max: u32,
     /// Queues that are never granted.
     pub reserved: Vec<u32>,
-    /// What confines sockets to their queues here.
-    pub queue_lock: QueueLock,
+    /// What confines sockets to their queues here; absent where the policy's lock cannot be had, which no socket that
+    /// needs it gets by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_lock: Option<QueueLock>,
+    /// Queues that a placeholder keeps busy now, while a socket that was handed out is unbound.
+    pub placeholders: Vec<u32>,
+    /// Queues that a socket of no lease is bound to: another program's, or one that outlived its broker. Looked for
+    /// where XDP is attached and the driver has no zero-copy, since elsewhere the look would take the queue.
+    pub foreign: Vec<u32>,
+    /// The process that had an unbound socket when the broker that gave it crashed: until it is gone the device gives no
+    /// sockets of that kind. Told on the control socket only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tainted_by: Option<u32>,
     /// Queues that are held now.
     pub held: Vec<u32>,
     /// Packets of queues that nobody holds, passed to the host's stack since XDP was attached.

@@ -263,6 +263,10 @@ words! {
 words! {
     /// What keeps a socket that left the broker unbound from binding to a queue that was not granted.
     QueueLock {
+        /// A BPF LSM program refuses every other bind.
+        Lsm = "lsm",
+        /// Sockets of the broker's own keep all other queues busy while one lease's are unbound.
+        Placeholders = "placeholders",
         /// Nothing: the device is pinned by the kernel, the queue is not. Only where the policy says so.
         None = "none",
     }

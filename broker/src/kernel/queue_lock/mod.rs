@@ -1,0 +1,239 @@
+//! The queue lock: what keeps a socket that leaves the broker unbound from being bound to a queue that was not granted.
+//!
+//! **Invariant**: wherever a lock is in force, such a socket leaves with a [`Confinement`], which its lease keeps until
+//! each of its sockets was seen bound (a bound socket is sealed, F6) or is [retired](Retirement). That is why a socket
+//! that its holder keeps for ever can be bound to nothing that is granted to others.
+
+mod closer;
+mod placeholders;
+mod retire;
+mod scratch;
+mod taint;
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use xsk_client::wire::QueueLock;
+
+pub use placeholders::NotNow;
+pub use retire::{Retired, Retirement};
+pub use scratch::Scratch;
+pub use taint::Taints;
+
+use crate::device::Device;
+use crate::error::{Failure, chain};
+use crate::identity::Process;
+use crate::kernel::queue_probe::QueueProbe;
+use crate::kernel::xsk::Xsk;
+use crate::lease::{LeaseId, Reservation};
+use crate::policy::QueueLockSetting;
+use placeholders::{Guard, Placeholders};
+use taint::Announced;
+
+/// What the locks are made of; looked for at the start, as root.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where sockets are retired; or why not.
+    pub scratch: Result<Scratch, String>,
+    /// What a broker that crashed has left.
+    pub taints: Taints,
+}
+
+/// The locks of all devices.
+#[derive(Debug)]
+pub struct QueueLocks {
+    placeholders: Placeholders,
+    scratch: Result<Scratch, String>,
+    taints: Taints,
+}
+
+/// Why a socket cannot leave unbound now.
+#[derive(Debug)]
+pub enum Unconfined {
+    /// Ask again soon.
+    NotNow(NotNow),
+    /// Not until a process has gone that has a socket of a broker that crashed.
+    Tainted,
+}
+
+impl<E: Into<NotNow>> From<E> for Unconfined {
+    fn from(error: E) -> Self {
+        Self::NotNow(error.into())
+    }
+}
+
+impl QueueLocks {
+    /// Nothing is out yet. Tries whether a scratch device can be made.
+    pub fn new(parts: Parts) -> Self {
+        let scratch = parts.scratch.and_then(|scratch| match scratch.device(1) {
+            Ok(_) => Ok(scratch),
+            Err(failure) => Err(chain(&failure)),
+        });
+        Self {
+            placeholders: Placeholders::default(),
+            scratch,
+            taints: parts.taints,
+        }
+    }
+
+    /// The lock that is in force where the policy says so.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none, in words.
+    pub fn in_force(&self, setting: QueueLockSetting) -> Result<QueueLock, String> {
+        let placeholders = || match &self.scratch {
+            Ok(_) => Ok(QueueLock::Placeholders),
+            Err(reason) => Err(format!(
+                "no placeholders: sockets cannot be retired here: {reason}"
+            )),
+        };
+        match setting {
+            QueueLockSetting::None => Ok(QueueLock::None),
+            QueueLockSetting::Placeholders | QueueLockSetting::Auto => placeholders(),
+            QueueLockSetting::Lsm => Err(self.no_lsm().to_owned()),
+        }
+    }
+
+    /// Why the LSM is not in force, where it is not.
+    pub fn no_lsm(&self) -> &str {
+        "no BPF LSM: this build has none"
+    }
+
+    /// Whether a socket could leave unbound now, as far as that can be seen without doing anything: for who has more to
+    /// look at before it comes to [`QueueLocks::confine`].
+    ///
+    /// # Errors
+    ///
+    /// [`Unconfined`].
+    pub fn could_confine(
+        &mut self,
+        lock: QueueLock,
+        device: &Device,
+        probe: &mut QueueProbe,
+    ) -> Result<(), Unconfined> {
+        match lock {
+            QueueLock::None => return Ok(()),
+            QueueLock::Placeholders => self.placeholders.could_guard(device, probe)?,
+            QueueLock::Lsm => {}
+        }
+        match self.taints.holder(device.index) {
+            Some(_) => Err(Unconfined::Tainted),
+            None => Ok(()),
+        }
+    }
+
+    /// Confines the sockets of a reservation, from before they leave the broker.
+    ///
+    /// # Errors
+    ///
+    /// [`Unconfined`]; nothing stands then.
+    pub fn confine(
+        &mut self,
+        lock: QueueLock,
+        reservation: &Reservation,
+        device: &Device,
+    ) -> Result<Confinement, Unconfined> {
+        match lock {
+            QueueLock::Placeholders => {
+                let granted = reservation.terms().queues().iter().collect();
+                let guard = self.placeholders.guard(reservation.id(), device, &granted)?;
+                let announced = self
+                    .taints
+                    .announce(device.index, reservation.requester().process())?;
+                Ok(Confinement::Placeholders {
+                    _guard: guard,
+                    announced,
+                })
+            }
+            QueueLock::Lsm | QueueLock::None => Ok(Confinement::None),
+        }
+    }
+
+    /// Begins to retire the sockets of a lease that ended before they were bound. `None`: there is nothing that would
+    /// keep them from being bound.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; to be tried again.
+    pub fn retire<'s>(&self, sockets: impl Iterator<Item = &'s Xsk>) -> Result<Option<Retirement>, Failure> {
+        match &self.scratch {
+            Ok(scratch) => Retirement::begin(sockets, scratch.clone()).map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Takes the sockets of a lease that has ended, and closes them when it is time for it.
+    pub fn part_with(&self, index: u32, sockets: Vec<Xsk>) {
+        self.placeholders.part_with(index, sockets);
+    }
+
+    /// Does what is due; see [`Placeholders::look_again`].
+    pub fn look_again(
+        &self,
+        now: Instant,
+        active: impl Fn(u32) -> BTreeSet<u32>,
+        device: impl Fn(u32) -> Option<Device>,
+    ) {
+        self.placeholders.look_again(now, active, device);
+    }
+
+    /// When something is due.
+    pub fn due(&self) -> Option<Instant> {
+        self.placeholders.due()
+    }
+
+    /// Whose guard stands on a device, and on which queues it has placeholders.
+    pub fn placeholders(&self, index: u32) -> Option<(LeaseId, Vec<u32>)> {
+        self.placeholders.standing(index)
+    }
+
+    /// Whether a placeholder keeps a queue busy now.
+    pub fn has_placeholder(&self, index: u32, queue: u32) -> bool {
+        self.placeholders(index)
+            .is_some_and(|(_, queues)| queues.contains(&queue))
+    }
+
+    /// Whether a queue was ours, and the kernel may not have let go of it yet.
+    pub fn is_leaving(&self, index: u32, queue: u32) -> bool {
+        self.placeholders.is_leaving(index, queue)
+    }
+
+    /// The process by which a device is tainted.
+    pub fn tainted_by(&mut self, index: u32) -> Option<u32> {
+        self.taints.holder(index)
+    }
+
+    /// A device is gone.
+    pub fn forget(&self, index: u32) {
+        self.placeholders.forget(index);
+    }
+}
+
+/// What stands while the sockets of a lease are out unbound. Dropped, it ends.
+#[derive(Debug)]
+#[must_use = "dropped, it confines nothing any more"]
+pub enum Confinement {
+    /// Nothing does.
+    None,
+    /// Placeholders.
+    Placeholders {
+        _guard: Guard,
+        /// Who has the sockets.
+        announced: Announced,
+    },
+}
+
+impl Confinement {
+    /// The sockets are another process's now.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says: the former one is still the one that counts after a crash.
+    pub fn hand_to(&self, holder: &Process) -> Result<(), Failure> {
+        match self {
+            Self::Placeholders { announced, .. } => announced.name_holder(holder),
+            Self::None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! `queue-lock = "placeholders"`: what was handed out unbound can be bound to what was granted, and to nothing else.
+
+use e2e::broker::BrokerProcess;
+use e2e::ethtool::Channels;
+use e2e::leaks::Leaks;
+use e2e::raw_xsk::RawXsk;
+use e2e::uids::Uid;
+use e2e::world::{Side, World};
+use rustix::net::xdp::SocketAddrXdpFlags;
+use xsk_client::wire::{Interface, LeaseState, QueueLock};
+
+use crate::lease_scene::{PATIENCE, Traffic, allow_with, operator, state_of, wait_event, wait_until};
+use crate::puppet::{Order, Puppet};
+use crate::rogue::{Race, Rogue};
+
+const QUEUES: u32 = 8;
+
+fn policy(lock: &str, uids: &[&Uid], more: &str) -> String {
+    let rules: String = uids
+        .iter()
+        .map(|uid| allow_with(uid.number(), "1-7", more))
+        .collect();
+    format!("[interface.eth0]\nqueue-lock = \"{lock}\"\nreserved = \"0\"\n{rules}")
+}
+
+/// eth0 as the operator sees it.
+fn eth0(broker: &BrokerProcess<'_>) -> Interface {
+    let interfaces = operator(broker).list_interfaces().unwrap().interfaces;
+    interfaces
+        .into_iter()
+        .find(|it| it.interface.as_str() == "eth0")
+        .unwrap()
+}
+
+/// Nothing of ours is on any queue.
+fn wait_all_free(world: &World) {
+    let index = world.device(Side::Host).index;
+    wait_until("every queue is free", || {
+        let probe = world.run_in(Side::Host, || RawXsk::new(1)).unwrap().unwrap();
+        (0..QUEUES).all(|queue| {
+            probe.bind(index, queue, SocketAddrXdpFlags::XDP_ZEROCOPY) == Err(rustix::io::Errno::OPNOTSUPP)
+        })
+    });
+}
+
+#[test]
+fn an_unbound_socket_kept_for_ever_never_wins_a_queue() {
+    const GRANTS: u32 = 200;
+    let world = World::new().unwrap();
+    let [alice, mallory] = [(); 2].map(|()| Uid::take().unwrap());
+    let mut leaks = Leaks::snapshot(&world).unwrap();
+    let mut broker = BrokerProcess::start(&world, &policy("placeholders", &[&alice, &mallory], "")).unwrap();
+    leaks.expect_objects_gone(&world, broker.process().pid()).unwrap();
+    let mut rogue = Rogue::start(&world, &mallory.user(), 1, Race::AfterRelease);
+    let mut holder = Puppet::start(&world, Side::Host, &alice.user());
+    for number in 0..GRANTS {
+        let queue = 1 + number % (QUEUES - 1);
+        let lease = holder.hold(&format!("eth0:{queue}"));
+        holder.release(lease);
+        holder.close(lease);
+        rogue.tries();
+    }
+    let tries = rogue.tries();
+    println!("{GRANTS} grants while the rogue's binds failed, by errno: {tries:?}");
+    assert!(tries.values().sum::<u64>() > 1000, "it hardly tried: {tries:?}");
+    rogue.kill();
+    drop(holder);
+    wait_all_free(&world);
+    assert!(broker.stop().unwrap().success());
+    leaks.wait_none(&world, PATIENCE).unwrap();
+}
+
+#[test]
+fn without_a_lock_it_wins() {
+    // Which is why the test above means something.
+    let world = World::new().unwrap();
+    let [alice, mallory] = [(); 2].map(|()| Uid::take().unwrap());
+    let _broker = BrokerProcess::start(&world, &policy("none", &[&alice, &mallory], "")).unwrap();
+    let rogue = Rogue::start(&world, &mallory.user(), 1, Race::AfterRelease);
+    assert!(rogue.has_won() < QUEUES);
+}
+
+#[test]
+fn while_a_socket_is_out_unbound_every_other_queue_is_taken() {
+    let world = World::new().unwrap();
+    let [alice, bob, mallory] = [(); 3].map(|()| Uid::take().unwrap());
+    let more = "activate-within-ms = 60000\n";
+    let broker =
+        BrokerProcess::start(&world, &policy("placeholders", &[&alice, &bob, &mallory], more)).unwrap();
+    let traffic = Traffic::new(&world);
+    let mut early = Puppet::start(&world, Side::Host, &bob.user());
+    let early_lease = early.hold("eth0:5");
+    let mut rogue = Rogue::start(&world, &mallory.user(), 1, Race::WhileGranted);
+    let seen = eth0(&broker);
+    assert_eq!(seen.queue_lock, Some(QueueLock::Placeholders));
+    // All but its own and the one that bob has, the reserved one too.
+    assert_eq!(seen.placeholders, [0, 2, 3, 4, 6, 7]);
+    assert_eq!(seen.foreign, Vec::<u32>::new());
+    let list = broker.cli(&["list"]).unwrap().stdout;
+    assert!(list.contains("eth0: queues 0,2-4,6-7 are kept busy"), "{list}");
+    // They take no packet from the host.
+    for queue in [0, 2, 7] {
+        traffic.expect_at_stack(queue, 0..10);
+    }
+
+    // Nobody else gets a socket that would leave unbound; it waits, but not for ever, and others do not wait with it.
+    let mut late = Puppet::start(&world, Side::Host, &alice.user());
+    let refused = late.acquire("eth0:3").unwrap_err();
+    assert_eq!(refused.kind, "QueueBusy", "{refused:?}");
+    assert!(refused.text.contains("not bound yet"), "{refused:?}");
+    assert!(refused.details["retryAfterMs"].as_u64().unwrap() > 0);
+
+    // A lease that ends meanwhile leaves its queue to nobody.
+    early.kill();
+    wait_event(&broker, "ended", early_lease);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let tries = rogue.tries();
+    assert_eq!(Vec::from_iter(tries.keys().copied()), [libc::EBUSY], "{tries:?}");
+    assert_eq!(state_of(&broker, early_lease), Some(LeaseState::Lingering));
+
+    let lease = rogue.lease();
+    rogue.kill();
+    wait_event(&broker, "ended", lease);
+    wait_until("bob's queue is free", || state_of(&broker, early_lease).is_none());
+    let lease = late.hold("eth0:5");
+    assert_eq!(eth0(&broker).placeholders, Vec::<u32>::new());
+    let audit = wait_event(&broker, "granted", lease);
+    assert_eq!(audit["queueLock"], "placeholders");
+}
+
+#[test]
+fn queues_that_are_added_get_a_placeholder_too() {
+    let world = World::new().unwrap();
+    let mallory = Uid::take().unwrap();
+    let more = "activate-within-ms = 60000\n";
+    let broker = BrokerProcess::start(&world, &policy("placeholders", &[&mallory], more)).unwrap();
+    // Native XDP on a veth wants as many queues to receive on as its peer has to send on.
+    let few = Channels { rx: 8, tx: 1 };
+    world
+        .ethtool(Side::PEER)
+        .set_channels(&world.device(Side::PEER).name, few)
+        .unwrap();
+    world
+        .ethtool(Side::Host)
+        .set_channels("eth0", Channels { rx: 2, tx: 3 })
+        .unwrap();
+    let mut holder = Puppet::start(&world, Side::Host, &mallory.user());
+    holder.acquire("eth0:1").unwrap();
+    // Any id below the greater of both counts can be bound to.
+    assert_eq!(eth0(&broker).placeholders, [0, 2]);
+    world
+        .ethtool(Side::Host)
+        .set_channels("eth0", Channels { rx: 4, tx: 6 })
+        .unwrap();
+    wait_until("the new ones are taken", || {
+        eth0(&broker).placeholders == [0, 2, 3, 4, 5]
+    });
+}
+
+#[test]
+fn after_a_crash_the_device_waits_for_who_has_an_unbound_socket() {
+    let world = World::new().unwrap();
+    let [alice, mallory] = [(); 2].map(|()| Uid::take().unwrap());
+    let mut broker = BrokerProcess::start(&world, &policy("placeholders", &[&alice, &mallory], "")).unwrap();
+    let mut rogue = Rogue::start(&world, &mallory.user(), 1, Race::WhileGranted);
+    broker.kill().unwrap();
+    broker.restart().unwrap();
+    let mut holder = Puppet::start(&world, Side::Host, &alice.user());
+    for _ in 0..3 {
+        let refused = holder.acquire("eth0:3").unwrap_err();
+        assert_eq!(refused.kind, "DeviceUnavailable", "{refused:?}");
+        assert!(refused.text.contains("may still be unbound"), "{refused:?}");
+    }
+    assert_eq!(eth0(&broker).tainted_by, Some(rogue.pid()));
+    let status = broker.cli(&["status"]).unwrap().stdout;
+    assert!(status.contains(&format!("pid {}", rogue.pid())), "{status}");
+    rogue.kill();
+    wait_all_free(&world);
+    for number in 0..200 {
+        let lease = holder.hold(&format!("eth0:{}", 1 + number % 7));
+        holder.release(lease);
+        holder.close(lease);
+    }
+    assert_eq!(eth0(&broker).tainted_by, None);
+}
+
+#[test]
+fn a_stop_retires_what_is_out() {
+    let world = World::new().unwrap();
+    let mallory = Uid::take().unwrap();
+    let mut broker = BrokerProcess::start(&world, &policy("placeholders", &[&mallory], "")).unwrap();
+    let rogue = Rogue::start(&world, &mallory.user(), 1, Race::WhileGranted);
+    assert!(broker.stop().unwrap().success());
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    println!("{:?}", rogue.tries());
+}
+
+#[test]
+fn a_lock_that_cannot_be_had_is_no_lock() {
+    let world = World::new().unwrap();
+    let alice = Uid::take().unwrap();
+    let broker = BrokerProcess::start(&world, &policy("lsm", &[&alice], "")).unwrap();
+    let mut holder = Puppet::start(&world, Side::Host, &alice.user());
+    match eth0(&broker).queue_lock {
+        Some(lock) => assert_eq!(lock, QueueLock::Lsm),
+        None => {
+            let refused = holder.acquire("eth0:3").unwrap_err();
+            assert_eq!(refused.kind, "DeviceUnavailable", "{refused:?}");
+            assert!(refused.text.contains("queue-lock = \"lsm\""), "{refused:?}");
+            assert!(!refused.text.ends_with(": "), "no reason: {refused:?}");
+        }
+    }
+}
+
+#[test]
+fn a_strangers_socket_is_told() {
+    let world = World::new().unwrap();
+    let alice = Uid::take().unwrap();
+    let broker = BrokerProcess::start(&world, &policy("placeholders", &[&alice], "")).unwrap();
+    let index = world.device(Side::Host).index;
+    let stranger = world.run_in(Side::Host, || RawXsk::new(2)).unwrap().unwrap();
+    stranger.bind_copy(index, 6).unwrap();
+    let mut holder = Puppet::start(&world, Side::Host, &alice.user());
+    // It is in nobody's way but of who wants this queue.
+    let lease = holder.hold("eth0:3");
+    assert_eq!(eth0(&broker).foreign, [6]);
+    let list = broker.cli(&["list"]).unwrap().stdout;
+    assert!(list.contains("eth0: queue 6 has a socket of no lease"), "{list}");
+    let refused = holder.acquire("eth0:6").unwrap_err();
+    assert_eq!(refused.kind, "QueueBusy", "{refused:?}");
+    drop(stranger);
+    holder.ask(&Order::Release { lease }).unwrap();
+    wait_until("nobody has it", || eth0(&broker).foreign.is_empty());
+}
