@@ -1,11 +1,12 @@
 //! Answers ARP, ICMP echo and UDP on one queue, without a capability.
 //!
-//!     echo eth0:4 [--ip 10.0.0.2] [--zero-copy] [--stats]
-//!     xsk-broker grant eth0:4 -- echo [--ip 10.0.0.2] [--zero-copy] [--stats]
+//!     echo eth0:4 [--kind bound] [--ip 10.0.0.2] [--zero-copy] [--stats]
+//!     xsk-broker grant eth0:4 [--kind bound] -- echo [--ip 10.0.0.2] [--zero-copy] [--stats]
 //!
-//! `--ip` answers for that address only; `--zero-copy` wants the device to read and write our memory itself, and fails
-//! where it cannot; `--stats` prints a line of JSON each second. Ends by a signal, or when
-//! its standard input is a pipe and is closed.
+//! `--kind bound` has the broker bind the socket, over memory that this process touches and pays for, in place of
+//! `prepared`; `--ip` answers for that address only; `--zero-copy` wants the device to read and write our memory itself,
+//! and fails where it cannot; `--stats` prints a line of JSON each second. Ends by a signal, or when its standard input
+//! is a pipe and is closed.
 
 #[path = "support/options.rs"]
 mod options;
@@ -15,17 +16,20 @@ mod turn;
 use std::time::Duration;
 
 use options::{Options, Report};
-use xsk_client::{Broker, Grant, Request, Umem, UmemOptions};
+use xsk_client::wire::SocketKind;
+use xsk_client::{Broker, Grant, Umem, UmemOptions};
 
 fn main() -> anyhow::Result<()> {
     let options = Options::from_args()?;
     let mut broker = Broker::connect()?;
     let grant = match Grant::is_in_env() {
         true => Grant::from_env()?,
-        false => Grant::acquire(&mut broker, Request::new(options.target()?))?,
+        false => Grant::acquire(&mut broker, options.request()?)?,
     };
-    let umem = Umem::new(&UmemOptions::new())?;
-    let bound = grant.bind_one(umem, &options.bind())?;
+    let bound = match grant.acquired().kind {
+        SocketKind::Bound => grant.bind_by_broker(&mut broker)?.one()?,
+        _ => grant.bind_one(Umem::new(&UmemOptions::new())?, &options.bind())?,
+    };
     let lease = bound.lease();
     let mut xsk = bound.activate(&mut broker)?;
     println!("active lease {lease} {} mode {}", xsk.queue(), xsk.mode());

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Queue};
 use crate::sys::{self, BindFlags};
-use crate::wire::{BindMode, ZeroCopy};
+use crate::wire::{BindMode, ModeWish, ZeroCopy};
 
 /// Which mode a socket is bound in. Never left to the kernel: it would choose zero-copy by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,6 +19,16 @@ pub enum Mode {
     ZeroCopy,
     /// Zero-copy where it can be had, else copy. [`Xsk::mode`](crate::Xsk::mode) says which it is.
     ZeroCopyElseCopy,
+}
+
+impl From<Mode> for ModeWish {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Copy => Self::Copy,
+            Mode::ZeroCopy => Self::ZeroCopy,
+            Mode::ZeroCopyElseCopy => Self::ZeroCopyElseCopy,
+        }
+    }
 }
 
 /// How sockets are bound.

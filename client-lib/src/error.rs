@@ -9,7 +9,7 @@ use crate::call_error::CallError;
 use crate::memlock::{Bytes, MemlockTooLow};
 use crate::ring::CorruptRing;
 use crate::sys::Ring;
-use crate::wire::{InterfaceName, ZeroCopy};
+use crate::wire::{InterfaceName, NoUmem, SocketKind, ZeroCopy};
 
 /// One queue of one device, as `eth0:4`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -49,15 +49,15 @@ pub enum Error {
         given: usize,
     },
     /// A umem of a shape that the kernel does not take.
-    #[error(
-        "umem of {chunks} chunks of {chunk_bytes} bytes: chunks are of 2048 or 4096 bytes, 2 to 1048576 of them, together \
-         a multiple of 4096 bytes"
-    )]
-    UmemShape {
-        /// The size of a chunk.
-        chunk_bytes: u32,
-        /// How many.
-        chunks: u32,
+    #[error(transparent)]
+    UmemShape(#[from] NoUmem),
+    /// Another step belongs to sockets of that kind.
+    #[error("the grant is of kind {kind}: {instead}")]
+    Kind {
+        /// The kind.
+        kind: SocketKind,
+        /// What to do.
+        instead: &'static str,
     },
     /// The memory for a umem could not be made.
     #[error("{call} for a umem of {}: {cause}", Bytes(*.bytes))]
@@ -188,8 +188,8 @@ pub enum InheritError {
         /// How many sockets the lease names.
         sockets: usize,
     },
-    /// The fd is not there, was not inherited, or is no unbound AF_XDP socket.
-    #[error("file descriptor {fd} is not an inherited, unbound AF_XDP socket")]
+    /// The fd is not there, was not inherited, or is no unbound AF_XDP socket (or no umem, where that was left).
+    #[error("file descriptor {fd} is not what was left there: an unbound AF_XDP socket, or a sealed umem")]
     NotOurs {
         /// Its number.
         fd: i32,

@@ -5,14 +5,15 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::bind::BindOptions;
+use crate::bind::{BindOptions, Mode};
 use crate::call_error::{CallError, ProtocolError};
 use crate::connection::{Broker, in_order};
 use crate::error::{Error, Queue};
 use crate::inherit;
-use crate::setup::Opened;
-use crate::umem::Umem;
-use crate::wire::{Acquire, Acquired, RingSizes, SocketKind, Target};
+use crate::pool::Pool;
+use crate::setup::{Opened, RingEntries};
+use crate::umem::{Umem, UmemOptions};
+use crate::wire::{Acquire, Acquired, BusyPoll, Direction, RingSizes, SocketKind, Target};
 use crate::xsk::Xsk;
 
 /// What to ask the broker for.
@@ -24,6 +25,48 @@ impl Request {
     /// Queues of a device, all or none: `"eth0:4".parse()` or `"eth0:2-4".parse()`.
     pub fn new(target: Target) -> Self {
         Self(Acquire::new(target, SocketKind::Prepared))
+    }
+
+    /// Queues of a device whose sockets the broker registers and binds (kind `bound`), over one umem of that shape: nothing
+    /// is left of them that could be changed, they need no RLIMIT_MEMLOCK, and they can be had for one direction alone.
+    /// From about Linux 6.4.
+    ///
+    /// ```no_run
+    /// use xsk_client::wire::Direction;
+    /// use xsk_client::{Broker, Grant, Request, UmemOptions};
+    ///
+    /// let mut broker = Broker::connect()?;
+    /// let request = Request::bound("eth0:4".parse()?, &UmemOptions::new()).direction(Direction::Rx);
+    /// let grant = Grant::acquire(&mut broker, request)?;
+    /// let mut xsk = grant.bind_by_broker(&mut broker)?.one()?.activate(&mut broker)?;
+    /// while xsk.wait(None)? {
+    ///     println!("{} frames", xsk.receive(64)?.len());
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn bound(target: Target, umem: &UmemOptions) -> Self {
+        Self(Acquire {
+            umem: Some(umem.shape()),
+            ..Acquire::new(target, SocketKind::Bound)
+        })
+    }
+
+    /// Which way frames go; both if not set. Less than that for sockets of kind `bound` only.
+    pub fn direction(mut self, direction: Direction) -> Self {
+        self.0.direction = Some(direction);
+        self
+    }
+
+    /// In which mode the broker binds; for sockets of kind `bound`. What the rule requires, else copy, if not set.
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.0.mode = Some(mode.into());
+        self
+    }
+
+    /// Has the sockets poll their device from their own system calls, within what the rule allows; Linux 5.11.
+    pub fn busy_poll(mut self, busy_poll: BusyPoll) -> Self {
+        self.0.busy_poll = Some(busy_poll);
+        self
     }
 
     /// How large the rings are to be; the broker's default, and at most what the rule allows, if not set.
@@ -61,7 +104,8 @@ impl Request {
 #[derive(Debug)]
 pub struct Grant {
     acquired: Acquired,
-    sockets: Vec<OwnedFd>,
+    /// The sockets in the order of the reply; the umem alone for those of kind `bound`.
+    fds: Vec<OwnedFd>,
 }
 
 impl Grant {
@@ -72,8 +116,8 @@ impl Grant {
     /// [`CallError::Refused`] says why not; [`Error::retry_after`] whether to ask again.
     pub fn acquire(broker: &mut Broker, request: Request) -> Result<Self, Error> {
         let Request(request) = request;
-        let (acquired, sockets) = broker.acquire(&request)?;
-        Ok(Self { acquired, sockets })
+        let (acquired, fds) = broker.acquire(&request)?;
+        Ok(Self { acquired, fds })
     }
 
     /// Whether this process was started with sockets to take: `LISTEN_FDS` and `XSK_LEASE` are set.
@@ -91,18 +135,18 @@ impl Grant {
     ///
     /// [`Error::Inherit`] says which variable is missing, or does not fit the others.
     pub fn from_env() -> Result<Self, Error> {
-        let (acquired, sockets) = inherit::take()?;
-        Self::from_parts(acquired, sockets)
+        let (acquired, fds) = inherit::take()?;
+        Self::from_parts(acquired, fds)
     }
 
     /// Takes sockets that came by another way, with the reply that describes them: from a manager over SCM_RIGHTS, say.
-    /// `sockets` in the order of the reply's fd indexes, as they came.
+    /// `fds` in the order of the reply's fd indexes, as they came.
     ///
     /// # Errors
     ///
     /// [`CallError::Protocol`] where the indexes and the fds do not match.
-    pub fn from_parts(acquired: Acquired, sockets: Vec<OwnedFd>) -> Result<Self, Error> {
-        let sockets = in_order(&acquired, sockets).map_err(|cause| CallError::Protocol {
+    pub fn from_parts(acquired: Acquired, fds: Vec<OwnedFd>) -> Result<Self, Error> {
+        let fds = in_order(&acquired, fds).map_err(|cause| CallError::Protocol {
             method: "Acquire",
             cause,
         })?;
@@ -110,23 +154,19 @@ impl Grant {
             method: "Acquire",
             cause: ProtocolError::Json(serde::de::Error::custom(error)),
         })?;
-        Ok(Self { acquired, sockets })
+        Ok(Self { acquired, fds })
     }
 
-    /// The reply and the sockets, in the order of its fd indexes: to hand them on.
+    /// The reply and the fds, in the order of its fd indexes: to hand them on.
     pub fn into_parts(self) -> (Acquired, Vec<OwnedFd>) {
-        let mut indexed: Vec<_> = self
-            .acquired
-            .sockets
-            .iter()
-            .map(|socket| socket.socket_file_descriptor)
-            .zip(self.sockets)
+        let sockets = self.acquired.sockets.iter();
+        let indexes = sockets.map(|socket| socket.socket_file_descriptor);
+        let mut indexed: Vec<_> = indexes
+            .chain(self.acquired.umem_file_descriptor)
+            .zip(self.fds)
             .collect();
         indexed.sort_by_key(|(index, _)| *index);
-        (
-            self.acquired,
-            indexed.into_iter().map(|(_, socket)| socket).collect(),
-        )
+        (self.acquired, indexed.into_iter().map(|(_, fd)| fd).collect())
     }
 
     /// What was granted.
@@ -134,9 +174,44 @@ impl Grant {
         &self.acquired
     }
 
-    /// The sockets, in the order of `acquired().sockets`.
+    /// The sockets, in the order of `acquired().sockets`; none yet where the broker binds.
     pub fn sockets(&self) -> impl ExactSizeIterator<Item = BorrowedFd<'_>> {
-        self.sockets.iter().map(AsFd::as_fd)
+        self.fds.iter().take(self.acquired.sockets.len()).map(AsFd::as_fd)
+    }
+
+    /// Has the broker bind the sockets of a grant of kind `bound`: touches its umem, which is charged to this process's
+    /// cgroup thereby, and maps the rings that come back. Each socket gets an equal share of the umem, in the order of the
+    /// queues, as with [`Self::bind_shared`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Kind`] for a grant whose sockets one binds oneself; [`Error::Umem`]; [`CallError::Refused`] with
+    /// `QueueBusy`, `ZeroCopyUnavailable` or `SocketKindUnsupported`; [`Error::UmemShares`], [`Error::Socket`]. The
+    /// sockets are closed then, and the broker ends the lease at its deadline, or when it is released.
+    pub fn bind_by_broker(self, broker: &mut Broker) -> Result<Bound<Vec<Xsk>>, Error> {
+        let Self { acquired, mut fds } = self;
+        let (SocketKind::Bound, Some(shape), Some(memfd)) = (acquired.kind, acquired.umem, fds.pop()) else {
+            return Err(Error::Kind {
+                kind: acquired.kind,
+                instead: "bind its sockets with Grant::bind, bind_shared or bind_one",
+            });
+        };
+        let umem = Umem::adopt(memfd, shape)?;
+        let (reply, sockets) = broker.bind(acquired.lease)?;
+        let (chunks, count) = (umem.chunks(), sockets.len());
+        let shares = Pool::divide(umem, count).ok_or(Error::UmemShares {
+            chunks,
+            sockets: count,
+        })?;
+        let queues = reply.sockets.iter().map(|socket| socket.queue);
+        let opened = opened(&acquired, queues.zip(sockets));
+        let sockets = opened.into_iter().zip(shares);
+        Ok(Bound {
+            lease: acquired.lease,
+            sockets: sockets
+                .map(|(opened, share)| Xsk::adopt(opened, share))
+                .collect::<Result<_, _>>()?,
+        })
     }
 
     /// Binds every socket, each with a umem of its own, in the order of the queues.
@@ -147,7 +222,7 @@ impl Grant {
     /// [`Error::NoZeroCopy`], [`Error::ModeNotAllowed`], [`Error::Socket`]. The sockets are closed then, and the broker ends
     /// the lease.
     pub fn bind(self, umems: Vec<Umem>, options: &BindOptions) -> Result<Bound<Vec<Xsk>>, Error> {
-        let count = self.sockets.len();
+        let count = self.acquired.sockets.len();
         if umems.len() != count {
             return Err(Error::Count {
                 what: "umems",
@@ -217,18 +292,15 @@ impl Grant {
     }
 
     fn into_opened(self) -> Result<(u64, Vec<Opened>), Error> {
-        let Self { acquired, sockets } = self;
-        let opened = sockets.into_iter().zip(&acquired.sockets);
-        let opened = opened.map(|(socket, granted)| Opened {
-            socket,
-            queue: Queue {
-                interface: acquired.interface.clone(),
-                id: granted.queue,
-            },
-            interface_index: acquired.interface_index,
-            rings: acquired.rings.into(),
-        });
-        let opened: Vec<Opened> = opened.collect();
+        let Self { acquired, fds } = self;
+        if acquired.kind == SocketKind::Bound {
+            return Err(Error::Kind {
+                kind: acquired.kind,
+                instead: "the broker binds its sockets: Grant::bind_by_broker",
+            });
+        }
+        let queues = acquired.sockets.iter().map(|granted| granted.queue);
+        let opened = opened(&acquired, queues.zip(fds));
         if acquired.kind == SocketKind::Bare {
             for opened in &opened {
                 opened.make_rings(acquired.rings)?;
@@ -236,6 +308,20 @@ impl Grant {
         }
         Ok((acquired.lease, opened))
     }
+}
+
+/// Sockets of a grant, with what is known of their rings.
+fn opened(acquired: &Acquired, sockets: impl Iterator<Item = (u32, OwnedFd)>) -> Vec<Opened> {
+    let opened = sockets.map(|(queue, socket)| Opened {
+        socket,
+        queue: Queue {
+            interface: acquired.interface.clone(),
+            id: queue,
+        },
+        interface_index: acquired.interface_index,
+        rings: RingEntries::new(acquired.rings, acquired.direction),
+    });
+    opened.collect()
 }
 
 /// Bound sockets (`Xsk`, or `Vec<Xsk>`) that no packet is redirected to yet.
@@ -264,6 +350,25 @@ impl<S> Bound<S> {
     /// The sockets, for who activates the lease in another way. They can send; nothing arrives yet.
     pub fn into_inner(self) -> S {
         self.sockets
+    }
+}
+
+impl Bound<Vec<Xsk>> {
+    /// The only socket.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Count`] where there are several.
+    pub fn one(self) -> Result<Bound<Xsk>, Error> {
+        let Self { lease, sockets } = self;
+        match <[Xsk; 1]>::try_from(sockets) {
+            Ok([sockets]) => Ok(Bound { lease, sockets }),
+            Err(sockets) => Err(Error::Count {
+                what: "places for a socket",
+                sockets: sockets.len(),
+                given: 1,
+            }),
+        }
     }
 }
 

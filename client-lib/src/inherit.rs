@@ -8,11 +8,12 @@
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::SealFlags;
 use rustix::io::FdFlags;
 
 use crate::error::InheritError;
 use crate::sys;
-use crate::wire::Acquired;
+use crate::wire::{Acquired, SocketKind};
 
 const LISTEN_FDS: &str = "LISTEN_FDS";
 const LISTEN_PID: &str = "LISTEN_PID";
@@ -37,7 +38,7 @@ pub(crate) fn take() -> Result<(Acquired, Vec<OwnedFd>), InheritError> {
         return Err(InheritError::Taken);
     }
     for fd in described.fds.clone() {
-        check_inherited(fd)?;
+        check_inherited(fd, described.acquired.kind)?;
     }
     if TAKEN.swap(true, Ordering::AcqRel) {
         return Err(InheritError::Taken);
@@ -82,15 +83,16 @@ impl Inherited {
         let names = text(LISTEN_FDNAMES)?;
         let acquired: Acquired = serde_json::from_str(&text(XSK_LEASE)?)?;
         // The fds come in the order of the reply's indexes, and so do their names.
-        let mut expected: Vec<_> = acquired
-            .sockets
-            .iter()
-            .map(|socket| (socket.socket_file_descriptor, socket.queue))
-            .collect();
+        let sockets = acquired.sockets.iter();
+        let sockets = sockets.map(|socket| (socket.socket_file_descriptor, socket.queue.to_string()));
+        let umem = acquired
+            .umem_file_descriptor
+            .map(|index| (index, "umem".to_owned()));
+        let mut expected: Vec<_> = sockets.chain(umem).collect();
         expected.sort_unstable();
         let expected: Vec<_> = expected
             .into_iter()
-            .map(|(_, queue)| format!("xsk-{}-{queue}", acquired.interface))
+            .map(|(_, name)| format!("xsk-{}-{name}", acquired.interface))
             .collect();
         if expected.is_empty() || usize::from(fds) != expected.len() || names != expected.join(":") {
             return Err(InheritError::Inconsistent {
@@ -104,13 +106,20 @@ impl Inherited {
     }
 }
 
-/// An unbound AF_XDP socket that came through exec.
-fn check_inherited(fd: RawFd) -> Result<(), InheritError> {
+/// What is handed over for sockets of that kind, and came through exec: an unbound AF_XDP socket, or a memfd of a length
+/// that is sealed.
+fn check_inherited(fd: RawFd, kind: SocketKind) -> Result<(), InheritError> {
     // SAFETY: borrowed for two calls that only ask, which are harmless on any number; nothing in this process closes
     // an fd that it does not own, and this one nobody owns yet.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     let inherited = rustix::io::fcntl_getfd(borrowed).is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC));
-    match inherited && matches!(sys::is_bound(borrowed), Ok(false)) {
+    let is_right = match kind {
+        SocketKind::Bound => {
+            rustix::fs::fcntl_get_seals(borrowed).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
+        }
+        _ => matches!(sys::is_bound(borrowed), Ok(false)),
+    };
+    match inherited && is_right {
         true => Ok(()),
         false => Err(InheritError::NotOurs { fd }),
     }
@@ -119,7 +128,7 @@ fn check_inherited(fd: RawFd) -> Result<(), InheritError> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::wire::{Direction, GrantedSocket, QueueLock, RingSizes, SocketKind, XdpMode, ZeroCopy};
+    use crate::wire::{Direction, GrantedSocket, QueueLock, RingSizes, XdpMode, ZeroCopy};
 
     pub(crate) fn acquired() -> Acquired {
         let socket = |queue, socket_file_descriptor| GrantedSocket {
@@ -166,6 +175,26 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_umem_may_be_left_in_place_of_sockets() {
+        let lease = Acquired {
+            kind: SocketKind::Bound,
+            umem_file_descriptor: Some(0),
+            sockets: Vec::new(),
+            ..acquired()
+        };
+        let lease = serde_json::to_string(&lease).unwrap();
+        let with = |names| {
+            read(&[
+                (LISTEN_FDS, Some("1")),
+                (LISTEN_FDNAMES, Some(names)),
+                (XSK_LEASE, Some(&lease)),
+            ])
+        };
+        assert_eq!(with("xsk-eth0-umem").unwrap().fds, 3..4);
+        assert!(with("xsk-eth0-4").is_err());
+    }
+
+    #[test]
     fn whatever_does_not_fit_is_refused() {
         for name in [LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, XSK_LEASE] {
             assert!(matches!(read(&[(name, None)]), Err(InheritError::Missing(missing)) if missing == name));
@@ -193,7 +222,9 @@ pub(crate) mod tests {
     fn what_was_not_inherited_is_not_taken() {
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         use std::os::fd::AsRawFd;
-        assert!(check_inherited(ours.as_raw_fd()).is_err());
-        assert!(check_inherited(1_000_000).is_err());
+        for kind in SocketKind::ALL {
+            assert!(check_inherited(ours.as_raw_fd(), *kind).is_err());
+            assert!(check_inherited(1_000_000, *kind).is_err());
+        }
     }
 }

@@ -16,7 +16,7 @@ use crate::memlock::MemlockTooLow;
 use crate::ring::{CompletionRing, FillRing, RxRing, TxRing};
 use crate::sys::{self, Ring};
 use crate::umem::Umem;
-use crate::wire::RingSizes;
+use crate::wire::{Direction, RingSizes};
 
 /// How large the rings are that a socket has, in entries. A socket that only receives has no TX ring, one that only
 /// sends no RX ring: who made it decided so, and nobody can add one (F6: `xsk_setsockopt`, EBUSY once it is bound).
@@ -28,13 +28,13 @@ pub(crate) struct RingEntries {
     pub(crate) tx: Option<u32>,
 }
 
-impl From<RingSizes> for RingEntries {
-    fn from(sizes: RingSizes) -> Self {
+impl RingEntries {
+    pub(crate) fn new(sizes: RingSizes, direction: Direction) -> Self {
         Self {
             fill: sizes.fill,
             completion: sizes.completion,
-            rx: Some(sizes.rx),
-            tx: Some(sizes.tx),
+            rx: direction.receives().then_some(sizes.rx),
+            tx: direction.sends().then_some(sizes.tx),
         }
     }
 }
@@ -60,11 +60,15 @@ pub(crate) struct Rings {
 impl Opened {
     /// Registers the umem with the socket.
     pub(crate) fn register(&self, umem: &Umem) -> Result<(), Error> {
-        sys::register_umem(&self.socket, umem.memory(), umem.chunk_bytes(), 0).map_err(|cause| {
-            match Errno::from_io_error(&cause) {
-                Some(Errno::NOBUFS) => memlock(umem),
-                _ => self.failed("XDP_UMEM_REG", cause),
-            }
+        sys::register_umem(
+            &self.socket,
+            umem.memory(),
+            umem.chunk_bytes(),
+            umem.headroom_bytes(),
+        )
+        .map_err(|cause| match Errno::from_io_error(&cause) {
+            Some(Errno::NOBUFS) => memlock(umem),
+            _ => self.failed("XDP_UMEM_REG", cause),
         })
     }
 

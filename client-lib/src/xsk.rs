@@ -89,7 +89,6 @@ impl Xsk {
     }
 
     /// Takes up a socket that is bound, with the umem of which `share` is a part. Needs Linux 6.4.
-    #[allow(dead_code, reason = "for sockets that the broker binds")]
     pub(crate) fn adopt(opened: Opened, share: Share) -> Result<Self, Error> {
         let mut xsk = Self::new(opened, share)?;
         xsk.socket.mode = mode_of(&xsk.socket, &xsk.socket.queue)?;

@@ -1,6 +1,8 @@
 //! What the tests of the kind `bound` share: a holder that does by hand what the protocol says, without the library's
 //! datapath, so that it can also do what the library would not.
 
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -162,4 +164,16 @@ pub(crate) fn errno<T>(result: std::io::Result<T>) -> Option<Errno> {
     result
         .err()
         .map(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// Of all that is in the memory.
+pub(crate) fn digest(memory: impl AsFd) -> u64 {
+    let mut file = File::from(memory.as_fd().try_clone_to_owned().unwrap());
+    file.rewind().unwrap();
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).unwrap();
+    assert!(!bytes.is_empty());
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

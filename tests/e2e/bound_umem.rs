@@ -197,7 +197,8 @@ fn a_memlock_of_nothing_is_enough() {
     for _ in 0..100 {
         peer.send(&frame).unwrap();
         peer.expect(PATIENCE, |seen| (seen[6..12] == frame[..6]).then_some(()))
-            .unwrap();
+            .unwrap()
+            .expect("it is on the wire");
     }
     drop(broker);
 }

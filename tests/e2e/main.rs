@@ -7,10 +7,12 @@
     reason = "tests panic, they do not return errors"
 )]
 
+mod bound_holder;
 mod bound_lease;
 mod bound_scene;
 mod bound_sealed;
 mod bound_umem;
+mod bound_zero_copy;
 mod broker_crash;
 mod cli_words;
 mod fixture_leaks;

@@ -14,7 +14,7 @@ use e2e::uids::User;
 use e2e::world::{Side, World};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use xsk_client::wire::SocketKind;
+use xsk_client::wire::{Direction, SocketKind};
 
 /// What to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +30,12 @@ pub(crate) enum Order {
         target: String,
         kind: SocketKind,
         ring_entries: u32,
+    },
+    /// `Acquire` of kind `bound`, with so many chunks.
+    AcquireBound {
+        target: String,
+        direction: Direction,
+        chunks: u32,
     },
     /// Takes the sockets that its environment names.
     FromEnv,
@@ -62,6 +68,13 @@ pub(crate) enum Order {
         queue: u32,
         wanted: u64,
         idle_ms: u64,
+    },
+    /// Sends a frame so many times over the socket of a queue.
+    Send {
+        lease: u64,
+        queue: u32,
+        frame: Vec<u8>,
+        frames: u64,
     },
     /// Starts another puppet, which inherits the sockets of a lease and takes its strings there.
     Beget { lease: u64, strings: String },
@@ -184,6 +197,19 @@ impl Puppet {
             ring_entries: 2048,
         })?;
         Ok(reply["lease"].as_u64().unwrap())
+    }
+
+    /// All three steps with sockets of kind `bound`.
+    pub(crate) fn hold_bound(&mut self, target: &str, direction: Direction) -> Result<u64, Failure> {
+        let reply = self.ask(&Order::AcquireBound {
+            target: target.to_owned(),
+            direction,
+            chunks: 2048,
+        })?;
+        let lease = reply["lease"].as_u64().unwrap();
+        self.bind(lease)?;
+        self.activate(lease)?;
+        Ok(lease)
     }
 
     /// Binds, with a umem of 1 MiB for each socket.

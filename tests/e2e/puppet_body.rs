@@ -12,7 +12,7 @@ use e2e::holder::{ARGUMENTS, BODY};
 use serde::Serialize;
 use serde_json::{Value, json};
 use xsk_client::sys::{self, BindFlags, Mapping, Prefault};
-use xsk_client::wire::{Acquired, RingSizes};
+use xsk_client::wire::{Acquired, RingSizes, SocketKind};
 use xsk_client::{BindOptions, Broker, CallError, Error, Grant, Request, Umem, UmemOptions, Xsk};
 
 use crate::lease_scene::read_frame;
@@ -78,6 +78,16 @@ impl Puppet {
                 let grant = Grant::acquire(self.broker()?, request)?;
                 self.keep(grant)
             }
+            Order::AcquireBound {
+                target,
+                direction,
+                chunks,
+            } => {
+                let umem = UmemOptions::new().chunks(chunks);
+                let request = Request::bound(target.parse().unwrap(), &umem).direction(direction);
+                let grant = Grant::acquire(self.broker()?, request)?;
+                self.keep(grant)
+            }
             Order::FromEnv => {
                 let grant = Grant::from_env()?;
                 self.keep(grant)
@@ -105,6 +115,12 @@ impl Puppet {
                 wanted,
                 idle_ms,
             } => value(take(self.socket(lease, queue), wanted, idle_ms, Then::SendBack)?),
+            Order::Send {
+                lease,
+                queue,
+                frame,
+                frames,
+            } => value(send(self.socket(lease, queue), &frame, frames)?),
             Order::Beget { lease, strings } => self.beget(lease, &strings),
         }
     }
@@ -131,6 +147,12 @@ impl Puppet {
 
     fn bind(&mut self, lease: u64, chunk_bytes: u32, chunks: u32) -> Result<Value, Failure> {
         let held = self.leases.get_mut(&lease).unwrap();
+        if held.acquired.kind == SocketKind::Bound {
+            let grant = Grant::from_parts(held.acquired.clone(), std::mem::take(&mut held.sockets))?;
+            let broker = self.broker.as_mut().unwrap();
+            held.bound = grant.bind_by_broker(broker)?.into_inner();
+            return value(());
+        }
         // Copies, so that a bind that fails leaves something to try again with.
         let sockets: Vec<OwnedFd> = held
             .sockets
@@ -219,6 +241,22 @@ fn take(xsk: &mut Xsk, wanted: u64, idle_ms: u64, then: Then) -> Result<Seen, Fa
         }
     }
     Ok(seen)
+}
+
+/// Sends a frame again and again, as fast as it can.
+fn send(xsk: &mut Xsk, frame: &[u8], frames: u64) -> Result<u64, Failure> {
+    let mut sent = 0;
+    while sent < frames {
+        let mut batch = xsk.transmit(64)?;
+        while sent < frames
+            && let Some(mut place) = batch.next_frame()
+        {
+            place[..frame.len()].copy_from_slice(frame);
+            assert!(place.send(frame.len()).is_ok());
+            sent += 1;
+        }
+    }
+    Ok(sent)
 }
 
 fn open_fds() -> BTreeMap<i32, String> {

@@ -70,7 +70,7 @@ fn forbidden_is_served_where_the_driver_has_none() {
 }
 
 /// Two devices of a driver that really has zero-copy, or why there are none.
-fn zero_copy_nics(world: &World) -> Result<Nics, Skip> {
+pub(crate) fn zero_copy_nics(world: &World) -> Result<Nics, Skip> {
     if !Nics::are_there() {
         return Err(Skip::PlaceLacks(format!(
             "network devices with zero-copy ({NICS}): `cargo xtask vm` has"

@@ -8,11 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use xsk_client::wire::Target;
-use xsk_client::{BindOptions, Mode};
+use xsk_client::wire::{SocketKind, Target};
+use xsk_client::{BindOptions, Mode, Request, UmemOptions};
 
 pub(crate) struct Options {
     target: Option<Target>,
+    kind: SocketKind,
     pub(crate) ip: Option<[u8; 4]>,
     /// Left out: as the rule wants it.
     mode: Option<Mode>,
@@ -23,6 +24,7 @@ impl Options {
     pub(crate) fn from_args() -> anyhow::Result<Self> {
         let mut options = Self {
             target: None,
+            kind: SocketKind::Prepared,
             ip: None,
             mode: None,
             stats: false,
@@ -34,9 +36,18 @@ impl Options {
                     let ip: Ipv4Addr = args.next().context("--ip needs an address")?.parse()?;
                     options.ip = Some(ip.octets());
                 }
+                "--kind" => {
+                    let word = args.next().context("--kind needs a word")?;
+                    let known = SocketKind::ALL.iter().find(|kind| kind.as_str() == word);
+                    options.kind = *known.with_context(|| format!("--kind {word}: prepared or bound"))?;
+                }
                 "--zero-copy" => options.mode = Some(Mode::ZeroCopy),
                 "--stats" => options.stats = true,
-                "--help" | "-h" => bail!("usage: echo [IF:QUEUE] [--ip ADDRESS] [--zero-copy] [--stats]"),
+                "--help" | "-h" => {
+                    bail!(
+                        "usage: echo [IF:QUEUE] [--kind prepared|bound] [--ip ADDRESS] [--zero-copy] [--stats]"
+                    )
+                }
                 target => options.target = Some(target.parse()?),
             }
         }
@@ -50,10 +61,16 @@ impl Options {
         }
     }
 
-    pub(crate) fn target(&self) -> anyhow::Result<Target> {
-        self.target
+    pub(crate) fn request(&self) -> anyhow::Result<Request> {
+        let target = self
+            .target
             .clone()
-            .context("which queue? echo eth0:4, or start it by `xsk-broker grant eth0:4 -- echo`")
+            .context("which queue? echo eth0:4, or start it by `xsk-broker grant eth0:4 -- echo`")?;
+        Ok(match (self.kind, self.mode) {
+            (SocketKind::Bound, Some(mode)) => Request::bound(target, &UmemOptions::new()).mode(mode),
+            (SocketKind::Bound, None) => Request::bound(target, &UmemOptions::new()),
+            _ => Request::new(target),
+        })
     }
 }
 

@@ -108,6 +108,14 @@ pub struct UmemShape {
 }
 
 impl UmemShape {
+    /// 2048 chunks of 2048 bytes.
+    pub const DEFAULT: Self = Self {
+        chunk_bytes: 2048,
+        chunks: 2048,
+        headroom_bytes: 0,
+        hugepages: false,
+    };
+
     /// What the kernel keeps of each chunk for itself (`XDP_PACKET_HEADROOM`, include/uapi/linux/bpf.h).
     pub const KERNEL_HEADROOM_BYTES: u32 = 256;
 
@@ -145,14 +153,8 @@ impl UmemShape {
 }
 
 impl Default for UmemShape {
-    /// 2048 chunks of 2048 bytes.
     fn default() -> Self {
-        Self {
-            chunk_bytes: 2048,
-            chunks: 2048,
-            headroom_bytes: 0,
-            hugepages: false,
-        }
+        Self::DEFAULT
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) struct Rounds {
     pub(crate) ours: Vec<ours::Steps>,
     pub(crate) libxdp: Vec<libxdp::Steps>,
     pub(crate) library: Vec<Duration>,
+    pub(crate) bound: Vec<ours::BoundSteps>,
 }
 
 /// All that is printed.
@@ -70,6 +71,8 @@ impl Figures {
             ours(|it| it.acquire + it.bind + it.activate),
             libxdp(|it| it.socket + it.insert),
         );
+        type Bound = fn(&ours::BoundSteps) -> Duration;
+        let bound = |step, times: Bound| only_ours(step, Times::of(rounds.bound.iter().map(times)));
         let steps = vec![
             both("memory: map and prefault", |it| it.memory, |it| it.memory),
             only_ours("Acquire", ours(|it| it.acquire)),
@@ -95,6 +98,13 @@ impl Figures {
                 Times::of(rounds.library.iter().copied()),
             ),
             both("release and close", |it| it.close, |it| it.close),
+            bound("kind bound: Acquire", |it| it.acquire),
+            bound("kind bound: memory, prefaulted", |it| it.memory),
+            bound("kind bound: Bind and map", |it| it.bind),
+            bound("kind bound: Activate", |it| it.activate),
+            bound("kind bound: all of these", |it| {
+                it.acquire + it.memory + it.bind + it.activate
+            }),
         ];
         Self {
             rounds: rounds.ours.len(),

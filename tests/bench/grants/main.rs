@@ -81,7 +81,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
     let uid = Uid::take()?;
     let policy = format!(
         "[interface.eth0]\nqueue-lock = \"none\"\n\
-         [[allow]]\nname = \"bench\"\nuser = {}\ninterface = \"eth0\"\nqueues = \"0-{}\"\nsockets = [\"prepared\"]\n",
+         [[allow]]\nname = \"bench\"\nuser = {}\ninterface = \"eth0\"\nqueues = \"0-{}\"\nsockets = [\"prepared\", \"bound\"]\n",
         uid.number(),
         QUEUES - 1
     );
@@ -115,11 +115,14 @@ fn measure(mut ours: Ours, mut libxdp: Libxdp, count: u32) -> Result<Rounds> {
         thread::sleep(PAUSE);
         let library = ours.by_library((queue + QUEUES / 2) % QUEUES)?;
         thread::sleep(PAUSE);
+        let bound = ours.by_broker((queue + QUEUES / 4) % QUEUES)?;
+        thread::sleep(PAUSE);
 
         if round >= WARM_UP {
             rounds.ours.push(steps);
             rounds.libxdp.push(theirs);
             rounds.library.push(library);
+            rounds.bound.push(bound);
         }
         if round % 100 == 99 {
             eprintln!("round {} of {}", round + 1, WARM_UP + count);
