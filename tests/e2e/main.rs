@@ -55,6 +55,7 @@ mod wire_strangers;
 mod wire_varlink;
 mod wire_wrong;
 mod wire_zlink;
+mod xskperf;
 mod zero_copy;
 mod zero_copy_rule;
 

@@ -23,6 +23,15 @@ pub fn client(name: &str) -> Result<PathBuf> {
     }
 }
 
+/// Another program of the repository, such as `xskperf`: beside the broker where `XSK_E2E_BROKER` tells of it, or in the
+/// target directory.
+pub fn program(name: &str) -> Result<PathBuf> {
+    match env::var_os("XSK_E2E_BROKER") {
+        Some(broker) => existing(Path::new(&broker).with_file_name(name), "XSK_E2E_BROKER"),
+        None => in_target(name).with_context(|| format!("build it with `cargo build -p {name}`")),
+    }
+}
+
 /// A program of `tests/peers`, which a bench compares ours with: in `XSK_E2E_PEER_DIR`.
 pub fn peer(name: &str) -> Result<PathBuf> {
     let directory = env::var_os("XSK_E2E_PEER_DIR")

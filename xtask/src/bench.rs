@@ -5,6 +5,8 @@
 mod datapath;
 mod grants;
 mod peers;
+mod soak;
+mod xdp;
 
 use anyhow::Result;
 
@@ -19,11 +21,15 @@ pub(crate) struct Arguments {
 enum What {
     Datapath(datapath::Arguments),
     Grants(grants::Arguments),
+    Xdp(xdp::Arguments),
+    Soak(soak::Arguments),
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.what {
         What::Datapath(arguments) => datapath::run(arguments),
         What::Grants(arguments) => grants::run(arguments),
+        What::Xdp(arguments) => xdp::run(arguments),
+        What::Soak(arguments) => soak::run(arguments),
     }
 }

@@ -23,6 +23,20 @@ const PACKAGES: [&str; 9] = [
     "zlib1g-dev",
 ];
 
+/// The compiled program that libxdp attaches where it is told nothing else, as Debian ships it.
+pub(super) fn libxdp_default_program() -> Result<PathBuf> {
+    let installed = || {
+        let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+        folders
+            .map(|folder| folder.path().join("bpf/xsk_def_xdp_prog.o"))
+            .find(|object| object.is_file())
+    };
+    if installed().is_none() {
+        debian::install(&["libxdp1"], "libxdp's default program is a file of its package")?;
+    }
+    installed().context("the package libxdp1 has brought no bpf/xsk_def_xdp_prog.o below /usr/lib")
+}
+
 /// Builds them in release, and returns the folder with their programs.
 pub(super) fn build() -> Result<PathBuf> {
     let has_programs = PROGRAMS.iter().all(|program| shell::find(program).is_some());

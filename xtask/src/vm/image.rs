@@ -25,6 +25,7 @@ pub(super) struct Programs {
     init: PathBuf,
     broker: PathBuf,
     echo: PathBuf,
+    xskperf: PathBuf,
     suite: PathBuf,
 }
 
@@ -49,6 +50,7 @@ impl Programs {
             init: artifacts::executable(&programs, "bin", "vm-init")?,
             broker: artifacts::executable(&programs, "bin", "xsk-broker")?,
             echo: artifacts::executable(&programs, "example", "echo")?,
+            xskperf: artifacts::executable(&programs, "bin", "xskperf")?,
             suite: artifacts::executable(&suite, "test", "e2e")?,
         })
     }
@@ -75,6 +77,7 @@ impl Programs {
         image.copy("init", Mode::Program, &self.init)?;
         for (path, program) in [
             ("bin/xsk-broker", &self.broker),
+            ("bin/xskperf", &self.xskperf),
             ("bin/examples/echo", &self.echo),
             ("bin/e2e", &self.suite),
         ] {

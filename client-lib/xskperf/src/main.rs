@@ -1,0 +1,67 @@
+//! `xskperf`: what xdpsock's users know, without root. One queue, four modes, rates while it runs, and who dropped what.
+//!
+//! It is a program of the library's users: safe code over the frames layer, and nothing that they could not write.
+
+#![allow(
+    clippy::print_stdout,
+    reason = "a program's standard output is for its figures"
+)]
+
+mod arguments;
+mod latency;
+mod modes;
+mod report;
+mod socket;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use clap::Parser;
+
+use arguments::{Arguments, Mode};
+use latency::Latencies;
+use modes::Worker;
+use report::Report;
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xskperf: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).context("catching a signal")?;
+    }
+    let (mode, options) = arguments.mode.parts();
+    let socket::Active {
+        mut broker,
+        lease,
+        xsk,
+        described,
+    } = socket::open(options, mode)?;
+    let mut report = Report::new(mode, options, &described);
+    let mut worker = Worker::new(xsk, options);
+    let mut latencies = Latencies::default();
+    while !stop.load(Ordering::Relaxed) && !report.is_over(worker.done(mode)) {
+        match mode {
+            Mode::Rxdrop => worker.receive_and_drop()?,
+            Mode::Txonly => worker.send()?,
+            Mode::L2fwd => worker.forward()?,
+            Mode::Pingpong => worker.ping(&mut latencies)?,
+        }
+        if report.is_due() {
+            report.print(&worker, &mut latencies)?;
+        }
+    }
+    report.print_sums(&worker, &mut latencies)?;
+    broker.release(lease)?;
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! From the broker, or from the environment, to an active socket.
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use xsk_client::wire::{BindMode, QueueLock, RingSizes, XdpMode};
+use xsk_client::{BindOptions, Broker, Grant, Mode as BindingMode, Request, Umem, UmemOptions, Xsk};
+
+use crate::arguments::{Copying, Mode, Options};
+
+/// Ready to move packets.
+pub(crate) struct Active {
+    pub(crate) broker: Broker,
+    pub(crate) lease: u64,
+    pub(crate) xsk: Xsk,
+    pub(crate) described: Described,
+}
+
+/// What it is that was opened: the first line that is printed.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Described {
+    pub(crate) queue: String,
+    pub(crate) lease: u64,
+    pub(crate) inherited: bool,
+    pub(crate) rule: String,
+    pub(crate) queue_lock: QueueLock,
+    pub(crate) xdp: XdpMode,
+    pub(crate) mode: BindMode,
+    pub(crate) rings: RingSizes,
+    pub(crate) chunks: u32,
+}
+
+pub(crate) fn open(options: &Options, mode: Mode) -> Result<Active> {
+    // Before anything else could use the fds.
+    let inherited = match Grant::is_in_env() {
+        true => Some(Grant::from_env()?),
+        false => None,
+    };
+    let mut broker = Broker::connect_to(&options.socket)?;
+    let is_inherited = inherited.is_some();
+    let grant = match inherited {
+        Some(grant) => grant,
+        None => {
+            let target = options.target.clone().with_context(|| {
+                format!(
+                    "which queue? `xskperf {0} eth0:4`, or `xsk-broker grant eth0:4 -- xskperf {0}`",
+                    mode.name()
+                )
+            })?;
+            let mut request = Request::new(target).label(format!("xskperf {}", mode.name()));
+            if let Some(entries) = options.rings {
+                request = request.rings(RingSizes::all(entries));
+            }
+            Grant::acquire(&mut broker, request)?
+        }
+    };
+    let acquired = grant.acquired().clone();
+    ensure!(
+        acquired.sockets.len() == 1,
+        "{} queues were granted, and xskperf runs one: name one, as {}:{}",
+        acquired.sockets.len(),
+        acquired.interface,
+        acquired.sockets.first().map_or(0, |socket| socket.queue)
+    );
+    let umem = Umem::new(&UmemOptions::new().chunks(options.chunks))?;
+    let binding = BindOptions::new().mode(match options.mode {
+        Copying::Copy => BindingMode::Copy,
+        Copying::ZeroCopy => BindingMode::ZeroCopy,
+        Copying::Auto => BindingMode::ZeroCopyElseCopy,
+    });
+    let bound = grant.bind_one(umem, &binding)?;
+    let xsk = bound.activate(&mut broker)?;
+    let described = Described {
+        queue: xsk.queue().to_string(),
+        lease: acquired.lease,
+        inherited: is_inherited,
+        rule: acquired.rule,
+        queue_lock: acquired.queue_lock,
+        xdp: acquired.xdp,
+        mode: xsk.mode(),
+        rings: acquired.rings,
+        chunks: options.chunks,
+    };
+    Ok(Active {
+        broker,
+        lease: described.lease,
+        xsk,
+        described,
+    })
+}

@@ -1,0 +1,209 @@
+//! The real `xskperf`, as an ordinary user: each mode, with a socket that it asked for and with one that it inherited.
+
+use std::process::Command;
+use std::time::Duration;
+
+use e2e::binaries;
+use e2e::broker::BrokerProcess;
+use e2e::packet_socket::PacketSocket;
+use e2e::packets::{Mac, ethernet};
+use e2e::process::Process;
+use e2e::sink_program::{Fate, SinkProgram};
+use e2e::uids::Uid;
+use e2e::world::{Side, World};
+use serde_json::Value;
+
+use crate::lease_scene::policy;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const QUEUE: u32 = 1;
+const US: Mac = Mac([2, 0, 0, 0, 0, 1]);
+const PEER: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+/// How it comes to its socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Acquired,
+    Inherited,
+}
+
+/// Runs `body` once for each way, in a world of its own, with the started program and its peer's packet socket.
+fn both_ways(words: &[&str], body: impl Fn(&World, &mut Process, &PacketSocket)) {
+    for way in [Way::Acquired, Way::Inherited] {
+        let world = World::new().unwrap();
+        let uid = Uid::take().unwrap();
+        let _broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "1-3")])).unwrap();
+        let wire = PacketSocket::open(&world, Side::PEER).unwrap();
+        wire.steer(QUEUE).unwrap();
+        let mut process = start(&world, &uid, way, words);
+        let active = event(&process, "active");
+        assert_eq!(active["test"], words[0]);
+        assert_eq!(active["socket"]["queue"], format!("eth0:{QUEUE}"));
+        assert_eq!(active["socket"]["mode"], "copy");
+        assert_eq!(active["socket"]["inherited"], way == Way::Inherited);
+        body(&world, &mut process, &wire);
+        let status = process.wait(PATIENCE).unwrap();
+        assert!(status.success(), "{status}: {}", process.last_words());
+    }
+}
+
+fn start(world: &World, uid: &Uid, way: Way, words: &[&str]) -> Process {
+    let perf = world
+        .install("xskperf", &binaries::program("xskperf").unwrap())
+        .unwrap();
+    let target = format!("eth0:{QUEUE}");
+    let mut command = match way {
+        Way::Acquired => {
+            let mut command = Command::new(perf);
+            command.env_clear().args(words).arg(&target);
+            command
+        }
+        Way::Inherited => {
+            let broker = world.install("xsk-broker", &binaries::broker().unwrap()).unwrap();
+            let mut command = Command::new(broker);
+            command
+                .env_clear()
+                .args(["grant", &target, "--"])
+                .arg(perf)
+                .args(words);
+            command
+        }
+    };
+    command.args(["--json", "--interval", "0.1"]);
+    Process::spawn(world.namespace(Side::Host), Some(&uid.user()), command).unwrap()
+}
+
+/// The first line of that event.
+fn event(process: &Process, name: &str) -> Value {
+    process
+        .wait_stdout(PATIENCE, |line| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            (line["event"] == name).then_some(line)
+        })
+        .unwrap()
+}
+
+fn frame(number: u8) -> Vec<u8> {
+    ethernet(US, PEER, 0x88b5, &[number; 50])
+}
+
+#[test]
+fn rxdrop_counts_every_packet() {
+    both_ways(&["rxdrop", "--packets", "500"], |_, process, wire| {
+        event(process, "interval");
+        for number in 0..250 {
+            wire.send(&frame(number)).unwrap();
+            wire.send(&frame(number)).unwrap();
+        }
+        let sum = event(process, "sum");
+        assert_eq!(
+            (&sum["rxPackets"], &sum["rxBytes"]),
+            (&500.into(), &(500 * 64).into())
+        );
+        assert_eq!(sum["txPackets"], 0);
+        assert_eq!(sum["refusedByLibrary"], 0);
+        assert_eq!(sum["kernel"]["rx_dropped"], 0);
+    });
+}
+
+#[test]
+fn txonly_sends_what_it_was_told_to() {
+    let words = [
+        "txonly",
+        "--packets",
+        "2000",
+        "--frame-bytes",
+        "100",
+        "--destination",
+        "02:00:00:00:00:02",
+    ];
+    both_ways(&words, |_, process, wire| {
+        let sum = event(process, "sum");
+        let sent = sum["txPackets"].as_u64().unwrap();
+        assert!(sent >= 2000, "{sum}");
+        let mut seen = 0;
+        while seen < sent {
+            let frame = wire.receive(PATIENCE).unwrap().expect("all that it says it sent");
+            if frame[12..14] == [0x88, 0xb5] {
+                assert_eq!((frame.len(), &frame[..6]), (100, &PEER.0[..]));
+                seen += 1;
+            }
+        }
+    });
+}
+
+#[test]
+fn l2fwd_sends_each_packet_back() {
+    both_ways(&["l2fwd", "--packets", "200"], |_, process, wire| {
+        for number in 0..200 {
+            wire.send(&frame(number)).unwrap();
+            let expected = ethernet(PEER, US, 0x88b5, &[number; 50]);
+            let back = wire
+                .expect(PATIENCE, |it| (it == expected).then_some(()))
+                .unwrap();
+            assert!(back.is_some(), "packet {number} did not come back");
+        }
+        let sum = event(process, "sum");
+        assert_eq!((&sum["rxPackets"], &sum["txPackets"]), (&200.into(), &200.into()));
+    });
+}
+
+#[test]
+fn pingpong_measures_round_trips() {
+    // A packet that is reflected keeps the queue that the veth's XDP_TX chooses: the CPU's, so the device has one.
+    for busy in [&[][..], &["--busy"]] {
+        let world = World::builder().queues(1).build().unwrap();
+        let uid = Uid::take().unwrap();
+        let _broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "0")])).unwrap();
+        let _reflector = SinkProgram::attach(&world, Side::PEER, Fate::Reflect).unwrap();
+        let perf = world
+            .install("xskperf", &binaries::program("xskperf").unwrap())
+            .unwrap();
+        let mut command = Command::new(perf);
+        command
+            .env_clear()
+            .args(["pingpong", "eth0:0", "--packets", "300", "--json"])
+            .args(busy);
+        let mut process = Process::spawn(world.namespace(Side::Host), Some(&uid.user()), command).unwrap();
+        let sum = event(&process, "sum");
+        assert_eq!(sum["rxPackets"], 300, "{sum}");
+        let trip = &sum["roundTrip"];
+        let at = |name: &str| trip[name].as_f64().unwrap();
+        assert!(
+            at("leastUs") > 0.0 && at("leastUs") <= at("medianUs") && at("medianUs") <= at("mostUs"),
+            "{sum}"
+        );
+        assert!(process.wait(PATIENCE).unwrap().success());
+    }
+}
+
+#[test]
+fn without_a_queue_it_says_what_to_write() {
+    let world = World::new().unwrap();
+    let uid = Uid::take().unwrap();
+    let _broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "1-3")])).unwrap();
+    let perf = world
+        .install("xskperf", &binaries::program("xskperf").unwrap())
+        .unwrap();
+    let mut command = Command::new(perf);
+    command.env_clear().arg("rxdrop");
+    let mut process = Process::spawn(world.namespace(Side::Host), Some(&uid.user()), command).unwrap();
+    assert_eq!(process.wait(PATIENCE).unwrap().code(), Some(1));
+    let said = process.stderr().join("\n");
+    assert!(
+        said.contains("xsk-broker grant eth0:4 -- xskperf rxdrop"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_signal_ends_it_with_the_sums() {
+    let world = World::new().unwrap();
+    let uid = Uid::take().unwrap();
+    let _broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "1-3")])).unwrap();
+    let mut process = start(&world, &uid, Way::Acquired, &["rxdrop"]);
+    event(&process, "active");
+    process.signal(rustix::process::Signal::INT).unwrap();
+    assert!(process.wait(PATIENCE).unwrap().success());
+    event(&process, "sum");
+}

@@ -1,0 +1,42 @@
+//! `cargo xtask bench xdp`: builds `tests/bench/xdp` with the peer's programs, and starts it as root.
+
+use anyhow::{Context as _, Result, bail};
+
+use super::peers;
+use crate::machine::Machine;
+use crate::{artifacts, shell};
+
+/// Measure what the XDP program costs a packet, beside the bare redirect and libxdp's default program.
+///
+/// BPF_PROG_TEST_RUN, nanoseconds a run as the kernel measures them, in turns, medians of all rounds. A part of it is the
+/// test run itself, shown by a program that only returns. Needs root, directly or through sudo.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  cargo xtask bench xdp --rounds 101")]
+pub(crate) struct Arguments {
+    /// How often each program has its turn.
+    #[arg(long, default_value_t = 51, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Print the figures as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let machine = Machine::prepare(false)?;
+    if let Some(reason) = machine.unfit {
+        bail!("the bench cannot run here: {reason}");
+    }
+    let bench = artifacts::build_release("e2e", "bench", "xdp")?;
+    let default_program = peers::libxdp_default_program()?;
+    let mut command = shell::as_root("env")?;
+    command
+        .arg(format!("XSK_BENCH_LIBXDP_PROGRAM={}", default_program.display()))
+        .arg(bench)
+        .args(["--rounds", &arguments.rounds.to_string()])
+        .args(arguments.json.then_some("--json"));
+    let status = command.status().context("the bench cannot be started")?;
+    if !status.success() {
+        bail!("the bench ended with {status}");
+    }
+    Ok(())
+}
