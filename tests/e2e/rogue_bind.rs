@@ -1,0 +1,195 @@
+//! A holder cannot make a socket of its own, nor bind a granted one to another device; and what it binds elsewhere gets
+//! no packet and costs it its lease.
+
+use e2e::raw_xsk::bind_to_device;
+use e2e::world::Side;
+use rustix::io::Errno;
+use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem};
+use xsk_client::sys::{self, Ring};
+use xsk_client::wire::{LeaseState, SocketKind};
+
+use crate::lease_scene::{PATIENCE, SILENCE, state_of, wait_event};
+use crate::puppet::{Puppet, Seen};
+use crate::rogue_scene::{Granted, ROGUES, VICTIMS, errno, for_each, memory};
+
+/// Confines a socket to no device at all.
+const NO_INDEX: u32 = 0;
+
+#[test]
+fn its_own_sockets_and_other_devices_are_out_of_reach() {
+    for_each(|scene| {
+        scene.as_rogue(|| {
+            assert_eq!(errno(sys::xdp_socket()).unwrap_err(), Errno::PERM);
+            let mut granted = scene.acquire();
+            granted.prepare();
+            for index in scene.others {
+                for queue in [0, ROGUES] {
+                    assert_eq!(granted.bind(index, queue), Err(Errno::INVAL), "ifindex {index}");
+                }
+                // Nor by lifting the confinement first.
+                assert_eq!(
+                    errno(sys::confine_to_device(&granted.socket, index)),
+                    Err(Errno::PERM)
+                );
+            }
+            assert_eq!(
+                errno(sys::confine_to_device(&granted.socket, NO_INDEX)),
+                Err(Errno::PERM)
+            );
+            for name in ["eth1", "lo", "", "eth0"] {
+                let error = bind_to_device(&granted.socket, name).unwrap_err();
+                assert_eq!(
+                    error.raw_os_error(),
+                    Some(Errno::PERM.raw_os_error()),
+                    "SO_BINDTODEVICE {name:?}"
+                );
+            }
+            // No such queue, and none at all.
+            for queue in [8, u32::MAX] {
+                assert_eq!(
+                    granted.bind(scene.index, queue),
+                    Err(Errno::INVAL),
+                    "queue {queue}"
+                );
+            }
+            // All of that left it as good as before for its own.
+            granted.bind(scene.index, ROGUES).unwrap();
+            granted.broker.activate(granted.lease).unwrap();
+        });
+    });
+}
+
+#[test]
+fn rings_and_memory_are_made_once() {
+    for_each(|scene| {
+        scene.as_rogue(|| {
+            let mut granted = scene.acquire();
+            granted.prepare();
+            let refused = |granted: &Granted, expected: Errno| {
+                for ring in Ring::ALL {
+                    for entries in [1, 64, 4096, 1 << 20, 1 << 31] {
+                        assert_eq!(
+                            errno(sys::create_ring(&granted.socket, ring, entries)),
+                            Err(expected),
+                            "{ring} ring of {entries}"
+                        );
+                    }
+                }
+                assert_eq!(
+                    errno(sys::register_umem(&granted.socket, &memory(1), 4096, 0)),
+                    Err(Errno::BUSY)
+                );
+            };
+            refused(&granted, Errno::INVAL);
+            granted.bind(scene.index, ROGUES).unwrap();
+            refused(&granted, Errno::BUSY);
+            let elsewhere = [(scene.index, ROGUES), (scene.index, 5), (scene.others[0], ROGUES)];
+            for ((index, queue), expected) in
+                elsewhere
+                    .into_iter()
+                    .zip([Errno::BUSY, Errno::BUSY, Errno::INVAL])
+            {
+                assert_eq!(granted.bind(index, queue), Err(expected), "a second bind");
+                let shared = SocketAddrXdpWithSharedUmem {
+                    addr: SocketAddrXdp::new(SocketAddrXdpFlags::XDP_SHARED_UMEM, index, queue),
+                    shared_umem_fd: std::os::fd::AsFd::as_fd(&granted.socket),
+                };
+                assert_eq!(rustix::net::bind(&granted.socket, &shared), Err(expected));
+            }
+            granted.broker.activate(granted.lease).unwrap();
+        });
+    });
+}
+
+/// What remains: giant rings of a socket that came without any are its holder's choice. Once there are some, there are
+/// no others.
+#[test]
+fn a_bare_sockets_rings_are_its_holders_choice() {
+    for_each(|scene| {
+        scene.as_rogue(|| {
+            let granted = scene.acquire();
+            let expected = match scene.kind {
+                SocketKind::Bare => Ok(()),
+                SocketKind::Prepared | SocketKind::Bound => Err(Errno::INVAL),
+            };
+            for ring in Ring::ALL {
+                // 16 times what the rule's `ring-entries` gives.
+                let made = errno(sys::create_ring(&granted.socket, ring, 65_536));
+                assert_eq!(made, expected, "{ring} ring");
+            }
+            let again = errno(sys::create_ring(&granted.socket, Ring::Rx, 64));
+            assert_eq!(again, Err(Errno::INVAL));
+        });
+    });
+}
+
+/// Under a lock the kernel takes no such bind. Under `queue-lock = "none"` it does, and what comes of it is: no packet, a line in the audit log, no lease.
+#[test]
+fn what_is_bound_elsewhere_gets_no_packet_and_loses_the_lease() {
+    for_each(|scene| {
+        let granted = scene.as_rogue(|| {
+            let mut granted = scene.acquire();
+            granted.prepare();
+            if scene.lock != "none" {
+                // It does not come to that.
+                for queue in (0..8).filter(|queue| *queue != ROGUES) {
+                    assert_eq!(granted.bind(scene.index, queue), Err(Errno::BUSY), "queue {queue}");
+                }
+                granted.bind(scene.index, ROGUES).unwrap();
+                granted.broker.activate(granted.lease).unwrap();
+                return None;
+            }
+            granted.bind(scene.index, 5).unwrap();
+            // A bare socket is found out by the broker's own look, which may come first.
+            let told = granted.broker.activate(granted.lease).unwrap_err().to_string();
+            assert!(
+                told.contains("was bound to something else") || told.contains("there is no lease"),
+                "{told}"
+            );
+            Some(granted)
+        });
+        let Some(granted) = granted else { return };
+        wait_event(&scene.broker, "rogue-bind", granted.lease);
+        assert_eq!(
+            wait_event(&scene.broker, "ended", granted.lease)["reason"],
+            "rogue-bind"
+        );
+        assert_ne!(state_of(&scene.broker, granted.lease), Some(LeaseState::Active));
+        // Neither its own queue's packets nor those of the one that it took are its own: the host has both.
+        for queue in [ROGUES, 5] {
+            scene.traffic.expect_at_stack(queue, 0..50);
+        }
+        let statistics = sys::statistics(&granted.socket).unwrap();
+        assert_eq!(statistics, sys::Statistics::default());
+        // And whoever holds another queue is none the worse.
+        let mut victim = Puppet::start(scene.world, Side::Host, &scene.victim.user());
+        let lease = victim.hold(&format!("eth0:{VICTIMS}"));
+        scene.traffic.send_all(VICTIMS, 0..50);
+        assert_eq!(
+            victim.receive(lease, VICTIMS, 50, PATIENCE),
+            Seen::only(VICTIMS, 50)
+        );
+    });
+}
+
+/// A victim's queue that is held is taken: the kernel says so to whoever tries.
+#[test]
+fn a_queue_that_is_bound_cannot_be_bound_again() {
+    for_each(|scene| {
+        let mut victim = Puppet::start(scene.world, Side::Host, &scene.victim.user());
+        let lease = victim.hold(&format!("eth0:{VICTIMS}"));
+        scene.as_rogue(|| {
+            let mut granted = scene.acquire();
+            granted.prepare();
+            for _ in 0..200 {
+                assert_eq!(granted.bind(scene.index, VICTIMS), Err(Errno::BUSY));
+            }
+        });
+        scene.traffic.send_all(VICTIMS, 0..100);
+        assert_eq!(
+            victim.receive(lease, VICTIMS, 100, PATIENCE),
+            Seen::only(VICTIMS, 100)
+        );
+        assert_eq!(scene.traffic.stack_gets(VICTIMS, SILENCE), None);
+    });
+}

@@ -1,0 +1,139 @@
+//! What the tests of rogues share: a rogue that may have queues 3 and 6, a victim with queue 4, and system calls on a granted
+//! socket by the rogue's own hand. A rogue is a thread of an ordinary uid without a capability.
+//!
+//! Tests run for every kind whose holder binds ([`UNBOUND`]) under every queue lock that is to be had here; what only a
+//! lock stops is for the tests of that lock.
+
+use std::os::fd::OwnedFd;
+
+use e2e::broker::BrokerProcess;
+use e2e::uids::Uid;
+use e2e::world::{Side, World};
+use rustix::io::Errno;
+use xsk_client::Broker;
+use xsk_client::sys::{self, BindFlags, Mapping, Prefault, Ring};
+use xsk_client::wire::{Acquire, SocketKind};
+
+use crate::lease_scene::{Traffic, allow_kinds};
+
+/// Kinds of sockets that leave the broker unbound.
+pub(crate) const UNBOUND: [SocketKind; 2] = [SocketKind::Prepared, SocketKind::Bare];
+/// Queue locks that every kernel has.
+const LOCKS: [&str; 2] = ["none", "placeholders"];
+
+/// The queue that the rogue may have.
+pub(crate) const ROGUES: u32 = 3;
+/// And this one, which few tests want.
+pub(crate) const SPARE: u32 = 6;
+/// And the victim.
+pub(crate) const VICTIMS: u32 = 4;
+
+/// A broker with a rogue, a victim, and two devices.
+pub(crate) struct Scene<'w> {
+    pub(crate) world: &'w World,
+    pub(crate) broker: BrokerProcess<'w>,
+    pub(crate) traffic: Traffic,
+    pub(crate) rogue: Uid,
+    pub(crate) victim: Uid,
+    pub(crate) lock: &'static str,
+    pub(crate) kind: SocketKind,
+    /// Of eth0, which is granted, and of eth1 and lo, which are not.
+    pub(crate) index: u32,
+    pub(crate) others: [u32; 2],
+}
+
+/// Runs a test for every kind that is handed over unbound, under every lock.
+pub(crate) fn for_each(test: impl Fn(&Scene<'_>)) {
+    for lock in LOCKS {
+        for kind in UNBOUND {
+            println!("kind {kind}, queue-lock {lock}");
+            let world = World::builder().peers(2).build().unwrap();
+            test(&Scene::new(&world, lock, kind));
+        }
+    }
+}
+
+impl<'w> Scene<'w> {
+    pub(crate) fn new(world: &'w World, lock: &'static str, kind: SocketKind) -> Self {
+        let [rogue, victim] = [(); 2].map(|()| Uid::take().unwrap());
+        let kinds = [kind.as_str()];
+        let policy = format!("[interface.\"*\"]\nqueue-lock = \"{lock}\"\nreserved = \"0\"\n")
+            + &allow_kinds(rogue.number(), "3,6", &kinds, "activate-within-ms = 60000")
+            + &allow_kinds(victim.number(), "4", &["prepared"], "");
+        let index = |name| world.netlink(Side::Host).link(name).unwrap().index;
+        Self {
+            broker: BrokerProcess::start(world, &policy).unwrap(),
+            traffic: Traffic::new(world),
+            rogue,
+            victim,
+            lock,
+            kind,
+            index: index("eth0"),
+            others: [index("eth1"), index("lo")],
+            world,
+        }
+    }
+
+    /// Does something as the rogue.
+    pub(crate) fn as_rogue<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        self.world.run_as(Side::Host, &self.rogue.user(), act).unwrap()
+    }
+
+    /// Has the rogue acquire its queue; for inside of [`Self::as_rogue`].
+    pub(crate) fn acquire(&self) -> Granted {
+        let mut broker = Broker::connect_to(self.broker.socket()).unwrap();
+        let request = Acquire::new(format!("eth0:{ROGUES}").parse().unwrap(), self.kind);
+        let (acquired, mut sockets) = broker.acquire(&request).unwrap();
+        Granted {
+            broker,
+            lease: acquired.lease,
+            kind: self.kind,
+            socket: sockets.remove(0),
+            memory: None,
+        }
+    }
+}
+
+/// A granted socket in the rogue's hand.
+pub(crate) struct Granted {
+    pub(crate) broker: Broker,
+    pub(crate) lease: u64,
+    pub(crate) socket: OwnedFd,
+    kind: SocketKind,
+    memory: Option<Mapping>,
+}
+
+impl Granted {
+    /// Makes the rings that are its holder's to make, and registers a umem: all that a bind needs.
+    pub(crate) fn prepare(&mut self) {
+        if self.kind == SocketKind::Bare {
+            for ring in Ring::ALL {
+                sys::create_ring(&self.socket, ring, 64).unwrap();
+            }
+        }
+        let memory = memory(CHUNKS);
+        sys::register_umem(&self.socket, &memory, CHUNK_BYTES, 0).unwrap();
+        self.memory = Some(memory);
+    }
+
+    /// Binds it in copy mode.
+    pub(crate) fn bind(&self, index: u32, queue: u32) -> Result<(), Errno> {
+        errno(sys::bind(&self.socket, index, queue, BindFlags::XDP_COPY))
+    }
+}
+
+const CHUNK_BYTES: u32 = 4096;
+const CHUNKS: u32 = 16;
+
+/// Memory for that many chunks.
+pub(crate) fn memory(chunks: u32) -> Mapping {
+    let bytes = u64::from(chunks * CHUNK_BYTES);
+    let file = rustix::fs::memfd_create("rogue", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, bytes).unwrap();
+    Mapping::new(&file, 0, usize::try_from(bytes).unwrap(), Prefault::Yes).unwrap()
+}
+
+/// What the kernel said.
+pub(crate) fn errno<T>(result: std::io::Result<T>) -> Result<T, Errno> {
+    result.map_err(|error| Errno::from_io_error(&error).unwrap())
+}
