@@ -133,7 +133,11 @@ fn what_is_bound_elsewhere_gets_no_packet_and_loses_the_lease() {
             if scene.lock != "none" {
                 // It does not come to that.
                 for queue in (0..8).filter(|queue| *queue != ROGUES) {
-                    assert_eq!(granted.bind(scene.index, queue), Err(Errno::BUSY), "queue {queue}");
+                    assert_eq!(
+                        granted.bind(scene.index, queue),
+                        Err(Errno::BUSY),
+                        "queue {queue}"
+                    );
                 }
                 granted.bind(scene.index, ROGUES).unwrap();
                 granted.broker.activate(granted.lease).unwrap();
