@@ -26,7 +26,6 @@ pub(super) struct Programs {
     broker: PathBuf,
     echo: PathBuf,
     xskperf: PathBuf,
-    xskperf: PathBuf,
     suite: PathBuf,
 }
 
@@ -51,7 +50,6 @@ impl Programs {
             init: artifacts::executable(&programs, "bin", "vm-init")?,
             broker: artifacts::executable(&programs, "bin", "xsk-broker")?,
             echo: artifacts::executable(&programs, "example", "echo")?,
-            xskperf: artifacts::executable(&programs, "bin", "xskperf")?,
             xskperf: artifacts::executable(&programs, "bin", "xskperf")?,
             suite: artifacts::executable(&suite, "test", "e2e")?,
         })
@@ -81,7 +79,6 @@ impl Programs {
             ("bin/xsk-broker", &self.broker),
             ("bin/xskperf", &self.xskperf),
             ("bin/examples/echo", &self.echo),
-            ("bin/xskperf", &self.xskperf),
             ("bin/e2e", &self.suite),
         ] {
             image.copy(path, Mode::Program, program)?;
