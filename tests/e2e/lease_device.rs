@@ -13,7 +13,9 @@ use e2e::world::{Side, World};
 use serde_json::json;
 use xsk_client::wire::XdpMode;
 
-use crate::lease_scene::{PATIENCE, Traffic, allow, interface, leases, policy, wait_event, wait_until};
+use crate::lease_scene::{
+    PATIENCE, Traffic, allow, allow_with, interface, leases, policy, wait_event, wait_until,
+};
 use crate::puppet::{Order, Puppet, Seen};
 
 const IDLE: Duration = Duration::from_secs(5);
@@ -36,7 +38,9 @@ fn xdp_of(world: &World, device: &str) -> Option<u32> {
 fn a_deleted_device_takes_its_leases_along() {
     let world = World::builder().peers(2).build().unwrap();
     let alice = Uid::take().unwrap();
-    let text = interface("eth0", "") + &interface("eth1", "") + &allow(alice.number(), "1-7");
+    let text = interface("eth0", "")
+        + &interface("eth1", "")
+        + &allow_with(alice.number(), "1-7", "activate-within-ms = 60000");
     let mut broker = BrokerProcess::start(&world, &text).unwrap();
     let [mut active, mut unbound, mut elsewhere] =
         [(); 3].map(|()| Puppet::start(&world, Side::Host, &alice.user()));

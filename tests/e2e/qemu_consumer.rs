@@ -161,7 +161,8 @@ fn one_queue_goes_both_ways_and_nobody_says_activate() {
 #[test]
 fn four_queues_with_a_netdev_each() {
     let world = World::new().unwrap();
-    let scene = Scene::new(&world, "");
+    // Four umems of 32 MiB, which take their time on an emulated machine.
+    let scene = Scene::new(&world, "activate-within-ms = 60000");
     let netdevs = ["{qemu:2},id=n2", "{qemu:5}", "{qemu:3}", "{qemu:4}"];
     let holder = scene.start(4, "eth0:2-5", &netdevs);
     holder.wait_line("bound", PATIENCE).unwrap();

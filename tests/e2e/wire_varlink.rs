@@ -171,7 +171,10 @@ fn every_method_answers_as_the_file_says() {
     checker.call(&mut operator, "Revoke", &number);
     checker.call(&mut client, "ListLeases", &json!({}));
 
-    let methods: BTreeSet<String> = checker.file.methods.keys().cloned().collect();
+    let mut methods: BTreeSet<String> = checker.file.methods.keys().cloned().collect();
+    if !binds {
+        methods.remove("Bind");
+    }
     assert_eq!(checker.methods, methods);
     let errors: BTreeSet<&str> = checker.file.errors.keys().map(String::as_str).collect();
     let seen: BTreeSet<&str> = checker.errors.iter().map(String::as_str).collect();
