@@ -39,6 +39,14 @@ pub struct BindOptions {
     mode: Option<Mode>,
     rule: ZeroCopy,
     busy_timeout: Duration,
+    buffers: Buffers,
+}
+
+/// How many frames a packet may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Buffers {
+    One,
+    Several,
 }
 
 impl BindOptions {
@@ -48,6 +56,7 @@ impl BindOptions {
             mode: None,
             rule: ZeroCopy::Allowed,
             busy_timeout: Duration::from_secs(1),
+            buffers: Buffers::One,
         }
     }
 
@@ -70,6 +79,18 @@ impl BindOptions {
         self
     }
 
+    /// Packets that are longer than a chunk come and go as several frames (`XDP_USE_SG`, Linux 6.6), up to 18: see
+    /// [`RxFrame::continues`](crate::RxFrame::continues). Without it the kernel drops and counts them. Zero-copy drivers
+    /// may not have it.
+    pub const fn multi_buffer(mut self) -> Self {
+        self.buffers = Buffers::Several;
+        self
+    }
+
+    pub(crate) fn is_multi_buffer(&self) -> bool {
+        self.buffers == Buffers::Several
+    }
+
     /// Binds, and says which mode the kernel gave.
     pub(crate) fn bind(
         &self,
@@ -85,7 +106,8 @@ impl BindOptions {
         })?;
         let started = Instant::now();
         let attempt = |flag: BindFlags| {
-            let flags = flag | BindFlags::XDP_USE_NEED_WAKEUP;
+            let mut flags = flag | BindFlags::XDP_USE_NEED_WAKEUP;
+            flags.set(BindFlags::XDP_USE_SG, self.is_multi_buffer());
             self.patiently(started, || sys::bind(socket, interface_index, queue.id, flags))
         };
         let bound = match mode {

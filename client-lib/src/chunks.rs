@@ -2,8 +2,8 @@
 //!
 //! **Invariant**: a chunk that is [`Place::Here`] for one socket is so for no other, and no owned frame has it. Only
 //! such a chunk is ever lent as a slice. Addresses that come from a ring are not believed: whoever makes a slice of one
-//! asks [`Chunks::admits`], or checks by itself that it lies in one chunk below [`Chunks::limit`], which is the end of
-//! the umem as long as every chunk of it is here, and 0 else.
+//! asks [`Chunks::admit`], or checks by itself that it lies in one chunk below [`Chunks::limit`], which is the end of
+//! the umem as long as every chunk of it is here and addresses are plain, and 0 else.
 
 #![expect(unsafe_code, reason = "addresses are copied from a ring")]
 
@@ -11,9 +11,14 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::cast;
+use crate::metadata::TxMetadata;
 use crate::pool::{Pool, Share};
 use crate::ring::{Descriptor, Run};
+use crate::stamps::{Stamps, TxTimestamp};
 use crate::umem::Umem;
+
+/// No address: beyond every umem.
+pub(crate) const REFUSED: u64 = u64::MAX;
 
 /// Where a chunk is, as one socket knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +44,7 @@ pub(crate) struct Chunks {
     away: usize,
     guests: usize,
     limit: u64,
+    aligned: bool,
     /// Addresses that a ring gave and that cannot be right.
     refused: u64,
 }
@@ -63,6 +69,7 @@ impl Chunks {
             away: 0,
             guests: 0,
             limit: 0,
+            aligned: umem.is_aligned(),
             refused: 0,
             share,
         };
@@ -89,21 +96,38 @@ impl Chunks {
         self.refused
     }
 
-    /// Whether these bytes lie in one chunk, and that chunk is here. Counts a refusal.
+    /// Where these bytes are, in bytes from the umem's start, if they lie in one chunk and that chunk is here; else
+    /// [`REFUSED`], which is counted.
     ///
     /// Like all that batches call for what is rare, it cannot unwind: a batch that had to be dropped after such a call
     /// could not be kept in registers.
     #[inline(never)]
-    pub(crate) extern "C" fn admits(&mut self, address: u64, length: u64) -> bool {
-        let bytes = u64::from(self.umem().chunk_bytes());
+    pub(crate) extern "C" fn admit(&mut self, address: u64, length: u64) -> u64 {
+        let umem = self.umem();
+        let bytes = u64::from(umem.chunk_bytes());
+        let address = umem.flat(address);
         let admitted = length <= bytes
-            && (address & (bytes - 1)) + length <= bytes
-            && self
-                .umem()
+            && umem
                 .chunk_of(address)
-                .is_some_and(|chunk| self.places.get(chunk) == Some(&Place::Here));
-        self.refused += u64::from(!admitted);
-        admitted
+                .is_some_and(|chunk| self.places.get(chunk) == Some(&Place::Here))
+            && umem.offset_in_chunk(address) + length <= bytes;
+        if admitted {
+            return address;
+        }
+        self.refused += 1;
+        REFUSED
+    }
+
+    /// Where a frame begins that is made in the chunk of this entry of the free list, if that chunk is here.
+    #[inline(never)]
+    pub(crate) extern "C" fn admit_free(&mut self, entry: u64) -> u64 {
+        match self.admit(entry, 0) {
+            REFUSED => REFUSED,
+            address => {
+                let umem = self.umem();
+                address - umem.offset_in_chunk(address) + u64::from(umem.tx_offset())
+            }
+        }
     }
 
     /// The chunk of an admitted address goes elsewhere: it is an owned frame's now, or another socket's.
@@ -157,14 +181,15 @@ impl Chunks {
     /// Counts addresses at the start of `spare` as free which the completion ring has given. Those of guests go home.
     #[inline]
     pub(crate) fn sent(&mut self, count: usize) {
-        if self.guests == 0 {
+        if self.guests == 0 && self.aligned {
             return self.set_free_count(self.free_count + count);
         }
-        self.sent_with_guests(count);
+        self.sort_sent(count);
     }
 
+    /// By whose they are; and as chunks, where the kernel cannot tell the chunk from an address in it.
     #[inline(never)]
-    fn sent_with_guests(&mut self, count: usize) {
+    fn sort_sent(&mut self, count: usize) {
         let pool = Arc::clone(self.share.pool());
         let mut way_home = pool.way_home();
         let (start, end) = (self.free_count, self.free_count + count);
@@ -172,10 +197,11 @@ impl Chunks {
             let Some(&address) = self.free.get(position) else {
                 break;
             };
+            let address = pool.umem().flat(address);
             let chunk = pool.umem().chunk_of(address);
             match chunk.and_then(|chunk| self.places.get_mut(chunk)) {
                 Some(Place::Here) => {
-                    self.free[self.free_count] = address;
+                    self.free[self.free_count] = address - pool.umem().offset_in_chunk(address);
                     self.free_count += 1;
                 }
                 Some(place @ Place::Guest) => {
@@ -203,6 +229,35 @@ impl Chunks {
     #[inline]
     pub(crate) fn free_count(&self) -> usize {
         self.free_count
+    }
+
+    /// How many chunks are free besides a window of so many.
+    pub(crate) fn free_count_beside(&self, window: u32) -> u32 {
+        cast::count(self.free_count).saturating_sub(window)
+    }
+
+    /// Reads the time stamps of frames that have come back, to which the first `count` addresses of `spare` lead.
+    pub(crate) fn collect_stamps(&self, count: usize, stamps: &mut Stamps) {
+        let umem = self.umem();
+        let start = u64::from(umem.tx_offset());
+        for address in self.free[self.free_count..].iter().take(count) {
+            let address = umem.flat(*address);
+            let Some(tag) = umem.chunk_of(address).and_then(|chunk| stamps.arrived(chunk)) else {
+                continue;
+            };
+            if umem.offset_in_chunk(address) != start {
+                continue;
+            }
+            // SAFETY: the beginning of a chunk of the umem, as was just checked.
+            let metadata = unsafe { umem.memory().start().add(cast::offset(address - start)) };
+            // SAFETY: a chunk that was tagged is this socket's, and its frame has come back; the bytes are read once, and
+            // any of them are a time.
+            let bytes = unsafe { metadata.cast::<[u8; TxMetadata::BYTES]>().read_volatile() };
+            stamps.keep(TxTimestamp {
+                tag,
+                nanoseconds: TxMetadata::timestamp(&bytes),
+            });
+        }
     }
 
     /// Room for chunks that come free.
@@ -268,7 +323,7 @@ impl Chunks {
     }
 
     fn set_limit(&mut self) {
-        self.limit = match self.share.is_whole() && self.away == 0 {
+        self.limit = match self.share.is_whole() && self.umem().is_plain() && self.away == 0 {
             true => self.umem().len(),
             false => 0,
         };
@@ -286,24 +341,48 @@ mod tests {
         shares.into_iter().map(Chunks::new).collect()
     }
 
+    fn admits(chunks: &mut Chunks, address: u64, length: u64) -> bool {
+        chunks.admit(address, length) != REFUSED
+    }
+
+    #[test]
+    fn unaligned_chunks_are_told_by_division() {
+        let options = UmemOptions::new().chunk_bytes(3000).chunks(4).unaligned();
+        let share = Pool::divide(Umem::new(&options).unwrap(), 1)
+            .unwrap()
+            .pop()
+            .unwrap();
+        let mut chunks = Chunks::new(share);
+        assert_eq!(chunks.limit(), 0);
+        assert_eq!(chunks.admit(3000 | 256 << 48, 2744), 3256);
+        assert_eq!(chunks.admit(3000 | 256 << 48, 2745), REFUSED);
+        assert_eq!(chunks.admit(4 * 3000, 1), REFUSED);
+        assert_eq!(chunks.admit_free(6000 | 256 << 48), 6000);
+        // A frame that was sent from within its chunk comes back as the chunk.
+        chunks.set_free_count(3);
+        chunks.spare()[0] = 3256;
+        chunks.sent(1);
+        assert_eq!(chunks.free(), [9000, 6000, 3000, 3000]);
+    }
+
     #[test]
     fn what_a_ring_may_not_name() {
         let mut chunks = sockets(4, 1).pop().unwrap();
-        assert!(chunks.admits(0, 2048));
-        assert!(chunks.admits(3 * 2048 + 256, 2048 - 256));
-        assert!(!chunks.admits(3 * 2048 + 256, 2048 - 255));
-        assert!(!chunks.admits(4 * 2048, 1));
-        assert!(!chunks.admits(u64::MAX, 1));
-        assert!(!chunks.admits(256, u64::MAX));
-        assert!(!chunks.admits(256, u64::from(u32::MAX)));
+        assert!(admits(&mut chunks, 0, 2048));
+        assert!(admits(&mut chunks, 3 * 2048 + 256, 2048 - 256));
+        assert!(!admits(&mut chunks, 3 * 2048 + 256, 2048 - 255));
+        assert!(!admits(&mut chunks, 4 * 2048, 1));
+        assert!(!admits(&mut chunks, u64::MAX, 1));
+        assert!(!admits(&mut chunks, 256, u64::MAX));
+        assert!(!admits(&mut chunks, 256, u64::from(u32::MAX)));
         assert_eq!(chunks.refused(), 5);
         chunks.leave(2048 + 300);
         assert_eq!(chunks.limit(), 0);
-        assert!(!chunks.admits(2048, 1));
-        assert!(chunks.admits(0, 1));
+        assert!(!admits(&mut chunks, 2048, 1));
+        assert!(admits(&mut chunks, 0, 1));
         chunks.enter(2048);
         assert_eq!(chunks.limit(), 4 * 2048);
-        assert!(chunks.admits(2048, 1));
+        assert!(admits(&mut chunks, 2048, 1));
     }
 
     #[test]
@@ -312,21 +391,21 @@ mod tests {
         let (mut other, mut home) = (both.pop().unwrap(), both.pop().unwrap());
         assert_eq!(home.free(), [3 * 2048, 2 * 2048, 2048, 0]);
         assert_eq!(other.free(), [7 * 2048, 6 * 2048, 5 * 2048, 4 * 2048]);
-        assert!(home.admits(0, 1) && !home.admits(4 * 2048, 1));
+        assert!(admits(&mut home, 0, 1) && !admits(&mut home, 4 * 2048, 1));
         home.set_free_count(3);
         home.leave(256);
         other.enter(256);
         // On its way it is nobody's to lend.
-        assert!(!home.admits(0, 1) && !other.admits(0, 1));
+        assert!(!admits(&mut home, 0, 1) && !admits(&mut other, 0, 1));
         // One of its own, the guest, the guest again, one that it never had.
         other.set_free_count(3);
         other.spare()[..4].copy_from_slice(&[4 * 2048, 256, 256, 2048]);
         other.sent(4);
         assert_eq!(other.free().len(), 4);
         assert_eq!(other.refused(), 1 + 2);
-        assert!(!home.admits(0, 1));
+        assert!(!admits(&mut home, 0, 1));
         home.collect();
-        assert!(home.admits(0, 1));
+        assert!(admits(&mut home, 0, 1));
         assert_eq!(home.free(), [3 * 2048, 2 * 2048, 2048, 0]);
     }
 }

@@ -51,24 +51,24 @@ impl TxRun {
     ///
     /// `next` is not `end`, and the ring is mapped.
     #[inline]
-    pub(crate) unsafe fn write(&mut self, address: u64, length: u32) {
+    pub(crate) unsafe fn write(&mut self, address: u64, length: u32, options: u32) {
         // SAFETY: the caller's promise.
-        unsafe { write_entry(self.next, address, length) };
+        unsafe { write_entry(self.next, address, length, options) };
         self.next = self.next.wrapping_add(1);
     }
 }
 
-/// Writes an entry of one frame in one chunk.
+/// Writes an entry of a frame in one chunk.
 ///
 /// # Safety
 ///
 /// It is in a mapped TX ring, and reserved for the caller.
 #[inline]
-pub(crate) unsafe fn write_entry(entry: *mut Descriptor, address: u64, length: u32) {
+pub(crate) unsafe fn write_entry(entry: *mut Descriptor, address: u64, length: u32, options: u32) {
     let descriptor = Descriptor {
         address,
         length,
-        options: 0,
+        options,
     };
     // SAFETY: aligned, as all entries are; the kernel reads it only after it was published.
     unsafe { entry.write(descriptor) };

@@ -34,6 +34,12 @@ pub enum UnsentReason {
     /// The frame is in another umem than the socket's.
     #[error("the frame belongs to another umem")]
     ForeignUmem,
+    /// The socket was not bound for packets of several frames.
+    #[error("the socket was bound for packets of one frame: see BindOptions::multi_buffer")]
+    OneBuffer,
+    /// The umem has no room for what is asked of the device.
+    #[error("the umem has no room for requests: see UmemOptions::tx_metadata")]
+    NoMetadata,
     /// The socket was granted for receiving only.
     #[error("the socket has no TX ring: it was granted for receiving only")]
     NoRing,
@@ -64,8 +70,8 @@ impl Frame {
 
     /// The most bytes that it may have: up to the end of its chunk.
     pub fn capacity(&self) -> usize {
-        let chunk = u64::from(self.pool.umem().chunk_bytes());
-        cast::offset(chunk - (self.address & (chunk - 1)))
+        let umem = self.pool.umem();
+        cast::offset(u64::from(umem.chunk_bytes()) - umem.offset_in_chunk(self.address))
     }
 
     /// Makes it longer or shorter, up to its capacity. Bytes that become part of it are as they were left.

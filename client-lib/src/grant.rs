@@ -11,6 +11,7 @@ use crate::connection::{Broker, in_order};
 use crate::error::{Error, Queue};
 use crate::inherit;
 use crate::pool::Pool;
+use crate::raw;
 use crate::setup::{Opened, RingEntries};
 use crate::umem::{Umem, UmemOptions};
 use crate::wire::{Acquire, Acquired, BusyPoll, Direction, RingSizes, SocketKind, Target};
@@ -274,6 +275,19 @@ impl Grant {
         Ok(Bound { lease, sockets })
     }
 
+    /// Binds every socket with one umem of the raw layer, in the order of the queues: for who manages memory by himself.
+    /// The fill rings are empty; [`Bound::sockets_mut`] gives them before packets arrive.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::bind`].
+    pub fn bind_raw(self, umem: &raw::Umem, options: &BindOptions) -> Result<Bound<Vec<raw::Xsk>>, Error> {
+        let options = options.clone().under(self.acquired.zero_copy);
+        let (lease, opened) = self.into_opened()?;
+        let sockets = raw::Xsk::bind(opened, umem, &options)?;
+        Ok(Bound { lease, sockets })
+    }
+
     /// As [`Self::bind`], for a grant of one queue.
     ///
     /// # Errors
@@ -345,6 +359,11 @@ impl<S> Bound<S> {
     pub fn activate(self, broker: &mut Broker) -> Result<S, Error> {
         broker.activate(self.lease)?;
         Ok(self.sockets)
+    }
+
+    /// The sockets, for what has to be done before packets arrive.
+    pub fn sockets_mut(&mut self) -> &mut S {
+        &mut self.sockets
     }
 
     /// The sockets, for who activates the lease in another way. They can send; nothing arrives yet.

@@ -38,7 +38,11 @@ mod inherit;
 #[cfg(feature = "sys")]
 mod memlock;
 #[cfg(feature = "datapath")]
+mod metadata;
+#[cfg(feature = "datapath")]
 mod pool;
+#[cfg(feature = "datapath")]
+pub mod raw;
 #[cfg(feature = "datapath")]
 mod receive;
 #[cfg(feature = "datapath")]
@@ -47,6 +51,8 @@ pub mod ring;
 mod setup;
 #[cfg(feature = "datapath")]
 mod socket;
+#[cfg(feature = "datapath")]
+mod stamps;
 #[cfg(feature = "sys")]
 pub mod sys;
 #[cfg(feature = "datapath")]
@@ -74,6 +80,8 @@ pub use grant::{Bound, Grant, Request};
 pub use memlock::MemlockTooLow;
 #[cfg(feature = "datapath")]
 pub use receive::{Received, RxFrame};
+#[cfg(feature = "datapath")]
+pub use stamps::{TxRequest, TxTimestamp};
 #[cfg(feature = "datapath")]
 pub use transmit::{Transmit, TxFrame};
 #[cfg(feature = "datapath")]

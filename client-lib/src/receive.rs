@@ -19,14 +19,18 @@ use std::ptr::NonNull;
 use std::{fmt, hint, slice};
 
 use crate::cast;
+use crate::chunks::REFUSED;
 use crate::entries::TxRun;
 use crate::frame::{Frame, Unsent, UnsentReason};
-use crate::ring::{Descriptor, Run};
+use crate::ring::{Descriptor, PACKET_CONTINUES, Run};
 use crate::transmit::Transmit;
 use crate::xsk::Xsk;
 
 /// The size of an entry, as steps are counted.
 const STEP: isize = size_of::<Descriptor>().cast_signed();
+
+/// Of how many frames a packet may be (`MAX_SKB_FRAGS` and the first, include/linux/skbuff.h).
+const MOST_FRAMES: u32 = 18;
 
 /// Received frames, from [`Xsk::receive`].
 ///
@@ -139,7 +143,7 @@ impl<'x> Received<'x> {
         }
         let entry = self.walk.end.wrapping_byte_offset(self.walk.next);
         // SAFETY: before `end`, an entry of the mapped RX ring that was peeked.
-        let address = unsafe { Descriptor::read_address(entry) };
+        let mut address = unsafe { Descriptor::read_address(entry) };
         // SAFETY: as above.
         let length = unsafe { Descriptor::read_length(entry) };
         // The first byte and the one behind the last agree above the bits of a chunk, so the frame is in one chunk. One
@@ -151,13 +155,15 @@ impl<'x> Received<'x> {
         )]
         if crossing >= self.chunk_bytes {
             hint::cold_path();
-            if !self.admits(address, crossing) {
+            address = self.admit(address, crossing);
+            if address == REFUSED {
                 self.walk.refused = 1;
                 return None;
             }
         } else if address >= self.limit {
             hint::cold_path();
-            if !self.admits(address, crossing) {
+            address = self.admit(address, crossing);
+            if address == REFUSED {
                 self.walk.refused = 1;
                 return None;
             }
@@ -172,9 +178,16 @@ impl<'x> Received<'x> {
 
     /// It takes what the caller has at hand: the address, and how it differs from that of the byte behind the last.
     #[inline]
-    fn admits(&mut self, address: u64, crossing: u64) -> bool {
+    fn admit(&mut self, address: u64, crossing: u64) -> u64 {
         let length = (address ^ crossing).wrapping_sub(address);
-        self.xsk.chunks.admits(address, length)
+        self.xsk.chunks.admit(address, length)
+    }
+
+    /// The options of the frame just read.
+    fn options(&self) -> u32 {
+        let entry = self.walk.end.wrapping_byte_offset(self.walk.next - STEP);
+        // SAFETY: an entry of the run, which `next_frame` has read.
+        unsafe { Descriptor::read_options(entry) }
     }
 
     /// The chunk of the frame just read goes elsewhere.
@@ -215,8 +228,54 @@ impl RxFrame<'_, '_> {
     /// The most bytes that it may have: up to the end of its chunk.
     #[inline]
     pub fn capacity(&self) -> usize {
-        let chunk = self.batch.chunk_bytes;
-        cast::offset(chunk - (self.address & (chunk - 1)))
+        let umem = self.batch.xsk.chunks.umem();
+        let chunk = u64::from(umem.chunk_bytes());
+        cast::offset(chunk - umem.offset_in_chunk(self.address))
+    }
+
+    /// Makes it longer at the front by bytes that are before it in its chunk: 256 in copy mode, and the umem's headroom.
+    /// Their content is whatever was left there.
+    ///
+    /// # Errors
+    ///
+    /// How many there are, if `bytes` is more.
+    pub fn grow_front(&mut self, bytes: usize) -> Result<(), usize> {
+        let umem = self.batch.xsk.chunks.umem();
+        // The kernel wants room for what is asked of the device before each frame that is sent.
+        let before = umem
+            .offset_in_chunk(self.address)
+            .saturating_sub(umem.tx_offset().into());
+        match u32::try_from(bytes) {
+            Ok(short) if u64::from(short) <= before => {
+                self.address -= u64::from(short);
+                self.length += short;
+                Ok(())
+            }
+            _ => Err(cast::offset(before)),
+        }
+    }
+
+    /// Makes it shorter at the front: a header that is taken off.
+    ///
+    /// # Errors
+    ///
+    /// Its length, if `bytes` is more.
+    pub fn shrink_front(&mut self, bytes: usize) -> Result<(), usize> {
+        match u32::try_from(bytes) {
+            // A frame at the very end of its chunk would be in the next one.
+            Ok(short) if short < self.length => {
+                self.address += u64::from(short);
+                self.length -= short;
+                Ok(())
+            }
+            _ => Err(self.length as usize),
+        }
+    }
+
+    /// Whether the packet goes on with the next frame, perhaps of the next batch. Only sockets that are bound with
+    /// [`BindOptions::multi_buffer`](crate::BindOptions::multi_buffer) receive such packets.
+    pub fn continues(&self) -> bool {
+        self.batch.xsk.multi_buffer && self.batch.options() & PACKET_CONTINUES != 0
     }
 
     /// Makes it longer or shorter, up to its capacity. Bytes that become part of it are as they were left.
@@ -235,13 +294,37 @@ impl RxFrame<'_, '_> {
         }
     }
 
-    /// Sends it, as it is now: a turn-round without a copy. The kernel learns of it when the batch is dropped.
+    /// Sends it, as it is now: a turn-round without a copy. The kernel learns of it when the batch is dropped. A frame of a
+    /// packet of several is sent as one: send all of them, in order, and nothing in between.
     ///
     /// # Errors
     ///
     /// Gives it back where the TX ring is full.
     #[inline]
     pub fn send(self) -> Result<(), Unsent<Self>> {
+        if self.batch.xsk.multi_buffer {
+            return self.send_part();
+        }
+        self.send_as(0)
+    }
+
+    /// A frame of a packet of several goes out as that, and the first one only where there is room for all.
+    #[inline(never)]
+    fn send_part(self) -> Result<(), Unsent<Self>> {
+        let continues = self.continues();
+        let batch = &mut *self.batch;
+        let written = batch.tx.written();
+        if continues && !batch.xsk.packet_open && !batch.xsk.has_room(written, MOST_FRAMES) {
+            return Err(Unsent {
+                frame: self,
+                reason: UnsentReason::RingFull,
+            });
+        }
+        self.send_as(if continues { PACKET_CONTINUES } else { 0 })
+    }
+
+    #[inline]
+    fn send_as(self, options: u32) -> Result<(), Unsent<Self>> {
         if self.batch.tx.next == self.batch.tx.end {
             let wanted = self.batch.walk.left() + 1;
             self.batch.tx = self.batch.xsk.more_tx(self.batch.tx.written(), wanted);
@@ -254,7 +337,10 @@ impl RxFrame<'_, '_> {
             }
         }
         // SAFETY: `next` is not `end`, just checked; the socket, and so the ring, is borrowed by the batch.
-        unsafe { self.batch.tx.write(self.address, self.length) };
+        unsafe { self.batch.tx.write(self.address, self.length, options) };
+        if self.batch.xsk.multi_buffer {
+            self.batch.xsk.packet_open = options & PACKET_CONTINUES != 0;
+        }
         // The chunk is the kernel's now.
         self.batch.walk.keep(self.batch.xsk);
         Ok(())

@@ -6,16 +6,18 @@
 )]
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
 
 use rustix::io::Errno;
 use rustix::process::Resource;
 
+use crate::bind::BindOptions;
 use crate::error::{Error, Queue};
 use crate::memlock::MemlockTooLow;
 use crate::ring::{CompletionRing, FillRing, RxRing, TxRing};
-use crate::sys::{self, Ring};
-use crate::umem::Umem;
+use crate::socket::Socket;
+use crate::sys::{self, Mapping, Ring, UmemLayout};
 use crate::wire::{Direction, RingSizes};
 
 /// How large the rings are that a socket has, in entries. A socket that only receives has no TX ring, one that only
@@ -39,7 +41,34 @@ impl RingEntries {
     }
 }
 
-/// A socket as it comes from the broker: its rings are made, unless it is of kind `bare`. It has no umem yet and is not bound, or it is both.
+/// What is registered as a umem.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    start: NonNull<u8>,
+    bytes: usize,
+    layout: UmemLayout,
+}
+
+impl Memory {
+    /// A mapping of a file: its pages stay with the socket, whatever becomes of it.
+    pub(crate) fn of_mapping(mapping: &Mapping, layout: UmemLayout) -> Self {
+        Self {
+            start: mapping.start(),
+            bytes: mapping.len(),
+            layout,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`sys::register_umem_at`].
+    pub(crate) unsafe fn new(start: NonNull<u8>, bytes: usize, layout: UmemLayout) -> Self {
+        Self { start, bytes, layout }
+    }
+}
+
+/// A socket as it comes from the broker: its rings are made, unless it is of kind `bare`. It has no umem yet and is not
+/// bound, or it is both.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) socket: OwnedFd,
@@ -59,17 +88,24 @@ pub(crate) struct Rings {
 
 impl Opened {
     /// Registers the umem with the socket.
-    pub(crate) fn register(&self, umem: &Umem) -> Result<(), Error> {
-        sys::register_umem(
-            &self.socket,
-            umem.memory(),
-            umem.chunk_bytes(),
-            umem.headroom_bytes(),
+    pub(crate) fn register(&self, memory: &Memory) -> Result<(), Error> {
+        // SAFETY: `Memory::new` was promised that.
+        unsafe { sys::register_umem_at(&self.socket, memory.start, memory.bytes, &memory.layout) }.map_err(
+            |cause| match Errno::from_io_error(&cause) {
+                Some(Errno::NOBUFS) => memlock(memory.bytes),
+                _ => self.failed("XDP_UMEM_REG", cause),
+            },
         )
-        .map_err(|cause| match Errno::from_io_error(&cause) {
-            Some(Errno::NOBUFS) => memlock(umem),
-            _ => self.failed("XDP_UMEM_REG", cause),
-        })
+    }
+
+    /// Binds it: with the umem that is registered, or with that of a socket that is bound.
+    pub(crate) fn bind(self, options: &BindOptions, first: Option<BorrowedFd<'_>>) -> Result<Socket, Error> {
+        let fd = self.socket.as_fd();
+        let mode = match first {
+            None => options.bind(fd, self.interface_index, &self.queue)?,
+            Some(first) => options.bind_shared(fd, self.interface_index, &self.queue, first)?,
+        };
+        Ok(Socket::new(self.socket, self.queue, mode))
     }
 
     /// Makes the four rings of a socket that came without any.
@@ -92,8 +128,9 @@ impl Opened {
         let offsets = sys::mmap_offsets(fd).map_err(|cause| self.failed("XDP_MMAP_OFFSETS", cause))?;
         let sizes = &self.rings;
         let failed = |call| move |cause| self.failed(call, cause);
-        // SAFETY: `Xsk` produces chunks only that nothing else uses (see `chunks.rs`), and is the only producer: this
-        // socket came to this process alone, and `self` is used up for one `Xsk`.
+        // SAFETY: `Xsk` produces chunks only that nothing else uses (see `chunks.rs`); what `raw::Xsk` may produce,
+        // its memory was promised for. It is the only producer: this socket came to this process alone, and `self` is
+        // used up for one of them.
         let fill =
             unsafe { FillRing::map(fd, &offsets, sizes.fill) }.map_err(failed("mmap of the fill ring"))?;
         // SAFETY: the only consumer, as above.
@@ -124,9 +161,9 @@ impl Opened {
     }
 }
 
-fn memlock(umem: &Umem) -> Error {
+fn memlock(bytes: usize) -> Error {
     MemlockTooLow {
-        needed_bytes: umem.len(),
+        needed_bytes: bytes as u64,
         limit_bytes: rustix::process::getrlimit(Resource::Memlock)
             .current
             .unwrap_or(u64::MAX),

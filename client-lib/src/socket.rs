@@ -2,7 +2,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
@@ -17,11 +20,21 @@ const KICK_FRAMES: u32 = 32;
 
 /// Whether the kernel has what it was to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kick {
+#[must_use]
+pub enum Kick {
     /// It knows of all that was published.
     Done,
     /// It had no room for now: call it again later.
     Again,
+}
+
+/// How a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Polled {
+    Ready,
+    TimedOut,
+    /// By a signal.
+    Interrupted,
 }
 
 /// A socket, its queue, its mode.
@@ -30,9 +43,48 @@ pub(crate) struct Socket {
     pub(crate) fd: OwnedFd,
     pub(crate) queue: Queue,
     pub(crate) mode: BindMode,
+    /// How many frames one call sends at most.
+    kick_frames: AtomicU32,
 }
 
 impl Socket {
+    pub(crate) fn new(fd: OwnedFd, queue: Queue, mode: BindMode) -> Self {
+        Self {
+            fd,
+            queue,
+            mode,
+            kick_frames: AtomicU32::new(KICK_FRAMES),
+        }
+    }
+
+    /// How many frames one call sends at most, in copy mode (`XDP_MAX_TX_SKB_BUDGET`).
+    pub(crate) fn set_kick_frames(&self, frames: u32) -> Result<(), Error> {
+        sys::set_tx_budget(&self.fd, frames).map_err(|cause| self.error("XDP_MAX_TX_SKB_BUDGET", cause))?;
+        self.kick_frames.store(frames, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Waits for something to receive.
+    pub(crate) fn wait_readable(&self, timeout: Option<Duration>) -> Result<Polled, Error> {
+        self.poll(PollFlags::IN, timeout)
+    }
+
+    /// poll(2)
+    pub(crate) fn poll(&self, events: PollFlags, timeout: Option<Duration>) -> Result<Polled, Error> {
+        let failed = |errno: Errno| self.error("poll", errno.into());
+        let timeout = match timeout {
+            Some(timeout) => Some(Timespec::try_from(timeout).map_err(|_| failed(Errno::INVAL))?),
+            None => None,
+        };
+        let mut fds = [PollFd::new(&self.fd, events)];
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => Ok(Polled::TimedOut),
+            Ok(_) => Ok(Polled::Ready),
+            Err(Errno::INTR) => Ok(Polled::Interrupted),
+            Err(errno) => Err(failed(errno)),
+        }
+    }
+
     /// Calls the kernel for the fill ring, if it asks for that. In copy mode it never does.
     #[inline]
     pub(crate) fn kick_fill(&self, fill: &FillRing) -> Result<(), Error> {
@@ -53,7 +105,7 @@ impl Socket {
         if !tx.needs_wakeup() {
             return Ok(Kick::Done);
         }
-        for _ in 0..=in_flight / KICK_FRAMES {
+        for _ in 0..=in_flight / self.kick_frames.load(Ordering::Relaxed).max(1) {
             // A full batch of the kernel's ends with EAGAIN, whether there is more or not.
             if tx.is_drained() {
                 return Ok(Kick::Done);

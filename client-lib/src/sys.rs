@@ -8,6 +8,7 @@
 
 mod fds;
 mod option;
+mod registration;
 
 use std::ffi::c_void;
 use std::io;
@@ -16,13 +17,14 @@ use std::ptr::{self, NonNull};
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
-use rustix::net::xdp::{
-    SocketAddrXdp, SocketAddrXdpWithSharedUmem, XdpOptionsFlags, XdpUmemReg, XdpUmemRegFlags,
-};
+use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpWithSharedUmem, XdpOptionsFlags};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
 
 pub use fds::{MAX_FDS, ReceiveError, receive_with_fds};
-pub use option::{confine_to_device, set_busy_poll};
+pub use option::{confine_to_device, lower_busy_poll, set_busy_poll, set_tx_budget};
+pub use registration::{
+    ChunkPlacement, TxChecksums, UmemLayout, register_umem, register_umem_at, register_umem_with,
+};
 
 /// Flags of a bind, by their kernel names. Never none at all: without `XDP_COPY` or `XDP_ZEROCOPY` the kernel
 /// chooses, and in zero-copy mode a socket reads its whole queue (`xp_assign_dev`, net/xdp/xsk_buff_pool.c).
@@ -113,34 +115,6 @@ pub fn create_ring(socket: impl AsFd, ring: Ring, entries: u32) -> io::Result<()
         Ring::Tx => sockopt::set_xdp_tx_ring_size(socket, entries)?,
     }
     Ok(())
-}
-
-/// Registers a shared mapping as the socket's umem. The kernel pins its pages and counts them against the
-/// RLIMIT_MEMLOCK of the calling process and uid (`xdp_umem_account_pages`, net/xdp/xdp_umem.c).
-///
-/// This is safe, whatever becomes of the mapping: what the kernel pins are the pages of the mapped file, and not
-/// the addresses. Unmapped, they belong to the file and to the socket; never to the allocator or to a stack.
-///
-/// # Errors
-///
-/// ENOBUFS above RLIMIT_MEMLOCK, EBUSY where the socket has a umem or is bound, EINVAL for chunks that are not a
-/// power of two from 2048 to the page size and for a headroom that leaves no room, EFAULT for memory that cannot be
-/// pinned for writing.
-pub fn register_umem(
-    socket: impl AsFd,
-    memory: &Mapping,
-    chunk_bytes: u32,
-    headroom_bytes: u32,
-) -> io::Result<()> {
-    let registration = XdpUmemReg {
-        addr: memory.address(),
-        len: u64::try_from(memory.len()).map_err(|_| Errno::INVAL)?,
-        chunk_size: chunk_bytes,
-        headroom: headroom_bytes,
-        flags: XdpUmemRegFlags::empty(),
-        tx_metadata_len: 0,
-    };
-    Ok(sockopt::set_xdp_umem_reg(socket, registration)?)
 }
 
 /// Binds a socket to one queue of a device of the network namespace in which the socket was made.

@@ -17,15 +17,20 @@ use std::sync::Arc;
 use std::{fmt, hint, slice};
 
 use crate::cast;
+use crate::chunks::REFUSED;
 use crate::entries::write_entry;
 use crate::frame::{Frame, Unsent, UnsentReason};
+use crate::metadata::TxMetadata;
 use crate::pool::Pool;
-use crate::ring::{Descriptor, Run};
-use crate::umem::SMALLEST_CHUNK;
+use crate::ring::{Descriptor, PACKET_CONTINUES, Run, TX_METADATA};
+use crate::stamps::TxRequest;
 use crate::xsk::Xsk;
 
 /// The size of a free list's entry, as steps are counted.
 const STEP: isize = size_of::<u64>().cast_signed();
+/// The least that any frame has room for: the smallest chunk (`XDP_UMEM_MIN_CHUNK_SIZE`, include/net/xdp_sock.h) without
+/// the most metadata.
+const SMALLEST_FRAME: usize = 2048 - 256;
 /// A TX entry is so much larger.
 const RATIO: isize = size_of::<Descriptor>().cast_signed() / STEP;
 
@@ -34,7 +39,10 @@ pub struct Transmit<'x> {
     xsk: &'x mut Xsk,
     window: Window,
     umem: NonNull<u8>,
-    chunk_bytes: u64,
+    /// What of a free list's entry tells the chunk.
+    mask: u64,
+    /// How many bytes a frame has.
+    frame_bytes: u64,
     limit: u64,
 }
 
@@ -150,7 +158,7 @@ impl Window {
             return Err(UnsentReason::RingFull);
         }
         // SAFETY: there is one more, and no window is open, so that it comes next.
-        unsafe { write_entry(self.tx_end, address, length) };
+        unsafe { write_entry(self.tx_end, address, length, 0) };
         self.tx_end = self.tx_end.wrapping_add(1);
         self.beyond -= 1;
         Ok(())
@@ -179,7 +187,9 @@ impl<'x> Transmit<'x> {
     #[inline]
     pub(crate) fn new(xsk: &'x mut Xsk, run: Run<Descriptor>, max: u32) -> Self {
         let umem = xsk.chunks.umem();
-        let (memory, chunk_bytes) = (umem.memory().start(), u64::from(umem.chunk_bytes()));
+        let chunk_bytes = u64::from(umem.chunk_bytes());
+        let frame_bytes = chunk_bytes - u64::from(umem.tx_offset());
+        let memory = umem.memory().start();
         let mut window = Window {
             free_end: xsk.chunks.top(),
             tx_end: run.start.as_ptr(),
@@ -193,7 +203,9 @@ impl<'x> Transmit<'x> {
         Self {
             window,
             umem: memory,
-            chunk_bytes,
+            // Where chunks are not aligned the limit is 0, and what is masked is not used.
+            mask: !(chunk_bytes - 1),
+            frame_bytes,
             limit: xsk.chunks.limit(),
             xsk,
         }
@@ -218,10 +230,12 @@ impl<'x> Transmit<'x> {
             }
             let free = self.window.free_end.wrapping_byte_offset(self.window.next);
             // SAFETY: in the window, so an entry of the free list, which the socket keeps.
-            let address = unsafe { free.read() } & !(self.chunk_bytes - 1);
+            let entry = unsafe { free.read() };
+            let mut address = entry & self.mask;
             if address >= self.limit {
                 hint::cold_path();
-                if !self.xsk.chunks.admits(address, 1) {
+                address = self.xsk.chunks.admit_free(entry);
+                if address == REFUSED {
                     self.window.with_copy(self.xsk, |window, xsk| {
                         window.remove_chunk(xsk);
                     });
@@ -230,6 +244,18 @@ impl<'x> Transmit<'x> {
             }
             return Some(TxFrame { batch: self, address });
         }
+    }
+
+    /// How many frames are left to fill, without a look at what the kernel has sent meanwhile.
+    pub fn len(&self) -> usize {
+        let window = self.window.left();
+        let beside = self.xsk.chunks.free_count_beside(self.window.count);
+        (window + self.window.beyond.min(beside)) as usize
+    }
+
+    /// Whether none is left.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Sends an owned frame within this batch.
@@ -301,8 +327,54 @@ impl TxFrame<'_, '_> {
     /// Gives it back where it has fewer bytes.
     #[inline]
     pub fn send(self, length: usize) -> Result<(), Unsent<Self>> {
-        // No chunk is smaller, so that a constant length is checked by the compiler.
-        if length > SMALLEST_CHUNK && length > self.len() {
+        self.send_as(length, 0)
+    }
+
+    /// Sends its first `length` bytes as a part of a packet that goes on with the next frame that is sent. Make sure that
+    /// there is one ([`Transmit::len`]): what is sent next belongs to this packet in any case.
+    ///
+    /// # Errors
+    ///
+    /// Gives it back where it has fewer bytes, or the socket was not bound with
+    /// [`BindOptions::multi_buffer`](crate::BindOptions::multi_buffer).
+    pub fn send_more(self, length: usize) -> Result<(), Unsent<Self>> {
+        if !self.batch.xsk.multi_buffer {
+            return Err(Unsent {
+                frame: self,
+                reason: UnsentReason::OneBuffer,
+            });
+        }
+        self.send_as(length, PACKET_CONTINUES)
+    }
+
+    /// Sends its first `length` bytes, and asks the device for something.
+    ///
+    /// # Errors
+    ///
+    /// Gives it back where it has fewer bytes, or the umem was not made with
+    /// [`UmemOptions::tx_metadata`](crate::UmemOptions::tx_metadata).
+    pub fn send_with(self, length: usize, request: TxRequest) -> Result<(), Unsent<Self>> {
+        let chunk = self.batch.xsk.chunks.umem().chunk_of(self.address);
+        let (Some(stamps), Some(chunk)) = (&mut self.batch.xsk.stamps, chunk) else {
+            return Err(Unsent {
+                frame: self,
+                reason: UnsentReason::NoMetadata,
+            });
+        };
+        stamps.expect(chunk, request.tag);
+        let before = self
+            .start()
+            .wrapping_sub(TxMetadata::BYTES)
+            .cast::<[u8; TxMetadata::BYTES]>();
+        // SAFETY: the frame begins so far into its chunk (`Umem::tx_offset`), which is ours as a whole.
+        unsafe { before.write(request.metadata().to_bytes()) };
+        self.send_as(length, TX_METADATA)
+    }
+
+    #[inline]
+    fn send_as(self, length: usize, options: u32) -> Result<(), Unsent<Self>> {
+        // No frame has room for less, so that a constant length is checked by the compiler.
+        if length > SMALLEST_FRAME && length > self.len() {
             return Err(Unsent {
                 frame: self,
                 reason: UnsentReason::TooLong,
@@ -311,7 +383,7 @@ impl TxFrame<'_, '_> {
         let entry = self.batch.window.entry();
         // SAFETY: the entry that goes with this frame's chunk: `next_frame` found the window open, and this frame has
         // borrowed the batch since. The socket, and so the ring, is borrowed by the batch.
-        unsafe { write_entry(entry, self.address, cast::count(length)) };
+        unsafe { write_entry(entry, self.address, cast::count(length), options) };
         // The chunk is the kernel's now.
         self.batch.window.next += STEP;
         Ok(())
@@ -325,7 +397,7 @@ impl TxFrame<'_, '_> {
         batch.window.with_copy(batch.xsk, |window, xsk| {
             window.remove_chunk(xsk);
         });
-        let length = cast::count(cast::offset(self.batch.chunk_bytes));
+        let length = cast::count(cast::offset(self.batch.frame_bytes));
         Frame::new(self.batch.xsk.chunks.pool().clone(), self.address, length)
     }
 
@@ -342,7 +414,7 @@ impl Deref for TxFrame<'_, '_> {
     #[inline]
     fn deref(&self) -> &[u8] {
         // SAFETY: as in `deref_mut`.
-        unsafe { slice::from_raw_parts(self.start(), cast::offset(self.batch.chunk_bytes)) }
+        unsafe { slice::from_raw_parts(self.start(), cast::offset(self.batch.frame_bytes)) }
     }
 }
 
@@ -352,7 +424,7 @@ impl DerefMut for TxFrame<'_, '_> {
         // SAFETY: `next_frame` has checked that this is a chunk of the umem that is here, and so no owned frame's and no
         // other socket's, and it lends one frame at a time: no other slice of ours covers it. A memfd's bytes are initialised. The kernel has given the
         // chunk back, by the completion or the RX ring, or never had it.
-        unsafe { slice::from_raw_parts_mut(self.start(), cast::offset(self.batch.chunk_bytes)) }
+        unsafe { slice::from_raw_parts_mut(self.start(), cast::offset(self.batch.frame_bytes)) }
     }
 }
 

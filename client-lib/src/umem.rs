@@ -11,17 +11,22 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 
 use crate::error::Error;
-use crate::sys::{Mapping, Prefault};
-use crate::wire::UmemShape;
+use crate::setup::Memory;
+use crate::sys::{ChunkPlacement, Mapping, Prefault, TxChecksums, UmemLayout};
+use crate::wire::{NoUmem, UmemShape};
 
-/// The smallest chunk that the kernel takes, in bytes (`XDP_UMEM_MIN_CHUNK_SIZE`, include/net/xdp_sock.h).
-pub(crate) const SMALLEST_CHUNK: usize = 2048;
+/// How many bytes [`TxFrame`](crate::TxFrame)s leave before them for what is asked of the device (`struct
+/// xsk_tx_metadata`, include/uapi/linux/if_xdp.h, as of Linux 6.14; older kernels use less of it).
+const TX_METADATA_BYTES: u32 = 24;
 
 /// How a [`Umem`] is to be.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct UmemOptions {
     shape: UmemShape,
+    placement: ChunkPlacement,
+    tx_metadata_bytes: u32,
+    tx_checksums: TxChecksums,
     prefault: Prefault,
 }
 
@@ -31,11 +36,15 @@ impl UmemOptions {
     pub const fn new() -> Self {
         Self {
             shape: UmemShape::DEFAULT,
+            placement: ChunkPlacement::Aligned,
+            tx_metadata_bytes: 0,
+            tx_checksums: TxChecksums::Device,
             prefault: Prefault::Yes,
         }
     }
 
-    /// The size of a chunk: 2048 or 4096 bytes. The kernel keeps the first 256 of each for itself.
+    /// The size of a chunk: 2048 or 4096 bytes; with [`Self::unaligned`] any size in between. The kernel keeps the first
+    /// 256 of each for itself when it receives.
     pub const fn chunk_bytes(mut self, bytes: u32) -> Self {
         self.shape.chunk_bytes = bytes;
         self
@@ -47,7 +56,30 @@ impl UmemOptions {
         self
     }
 
+    /// Chunks of a size that is no power of two (`XDP_UMEM_UNALIGNED_CHUNK_FLAG`, Linux 5.4), packed one behind the other:
+    /// less memory where packets are of 2 to 3.5 KiB. Each packet costs some instructions more. Not for umems that the
+    /// broker makes.
+    pub const fn unaligned(mut self) -> Self {
+        self.placement = ChunkPlacement::Unaligned;
+        self
+    }
+
+    /// Room before each frame that is made here for what is asked of the device: a checksum, a time stamp
+    /// ([`TxFrame::send_with`](crate::TxFrame::send_with)). 24 bytes of each chunk, and some instructions a packet.
+    /// From Linux 6.8. Not for umems that the broker makes.
+    pub const fn tx_metadata(mut self) -> Self {
+        self.tx_metadata_bytes = TX_METADATA_BYTES;
+        self
+    }
+
+    /// Who computes the checksums that are asked for; the device, if not set.
+    pub const fn tx_checksums(mut self, who: TxChecksums) -> Self {
+        self.tx_checksums = who;
+        self
+    }
+
     /// Bytes left free at the start of each received frame's chunk, beside the kernel's own 256; none if not set.
+    /// [`RxFrame::grow_front`](crate::RxFrame::grow_front) takes from them, for a header to be put before it.
     pub const fn headroom_bytes(mut self, bytes: u32) -> Self {
         self.shape.headroom_bytes = bytes;
         self
@@ -69,6 +101,33 @@ impl UmemOptions {
 
     pub(crate) fn shape(&self) -> UmemShape {
         self.shape
+    }
+
+    fn layout(&self) -> UmemLayout {
+        UmemLayout {
+            chunk_bytes: self.shape.chunk_bytes,
+            chunks: self.placement,
+            headroom_bytes: self.shape.headroom_bytes,
+            tx_metadata_bytes: self.tx_metadata_bytes,
+            tx_checksums: self.tx_checksums,
+        }
+    }
+
+    /// How many bytes of memory it takes, if it is of a shape that the kernel takes.
+    fn bytes(&self) -> Result<u64, Error> {
+        let shape = self.shape;
+        if self.placement == ChunkPlacement::Aligned {
+            shape.check()?;
+            return Ok(shape.bytes());
+        }
+        let fits = (2048..=4096).contains(&shape.chunk_bytes) && (2..=1 << 20).contains(&shape.chunks);
+        if !fits || shape.hugepages {
+            return Err(Error::UmemShape(NoUmem::Chunks {
+                chunk_bytes: shape.chunk_bytes,
+                chunks: shape.chunks,
+            }));
+        }
+        Ok(shape.bytes().next_multiple_of(4096))
     }
 }
 
@@ -92,6 +151,7 @@ pub struct Umem {
     memory: Mapping,
     memfd: OwnedFd,
     shape: UmemShape,
+    layout: UmemLayout,
 }
 
 impl Umem {
@@ -101,14 +161,13 @@ impl Umem {
     ///
     /// [`Error::UmemShape`] for sizes that no kernel takes, [`Error::Umem`] where the memory is not to be had.
     pub fn new(options: &UmemOptions) -> Result<Self, Error> {
-        let shape = options.shape;
-        shape.check()?;
+        let (shape, bytes) = (options.shape, options.bytes()?);
         let failed = |call| move |cause| failed(call, shape, cause);
         let memfd = memfd(shape).map_err(failed("memfd_create"))?;
-        rustix::fs::ftruncate(&memfd, shape.bytes()).map_err(|errno| failed("ftruncate")(errno.into()))?;
+        rustix::fs::ftruncate(&memfd, bytes).map_err(|errno| failed("ftruncate")(errno.into()))?;
         let seals = SealFlags::SHRINK | SealFlags::GROW;
         rustix::fs::fcntl_add_seals(&memfd, seals).map_err(|errno| failed("F_ADD_SEALS")(errno.into()))?;
-        Self::map(memfd, shape, options.prefault)
+        Self::map(memfd, bytes, options)
     }
 
     /// Takes up a memfd of that shape that the broker has made, and touches all of its pages: whoever does that first is
@@ -127,18 +186,28 @@ impl Umem {
                 io::ErrorKind::InvalidData.into(),
             ));
         }
-        Self::map(memfd, shape, Prefault::Yes)
+        let options = UmemOptions {
+            shape,
+            ..UmemOptions::new()
+        };
+        Self::map(memfd, shape.bytes(), &options)
     }
 
     /// Maps a memfd whose length is sealed, and seals it against every other writer.
-    fn map(memfd: OwnedFd, shape: UmemShape, prefault: Prefault) -> Result<Self, Error> {
+    fn map(memfd: OwnedFd, bytes: u64, options: &UmemOptions) -> Result<Self, Error> {
+        let shape = options.shape;
         let failed = |call| move |cause| failed(call, shape, cause);
-        let length = usize::try_from(shape.bytes()).map_err(|_| failed("mmap")(Errno::NOMEM.into()))?;
-        let memory = Mapping::new(&memfd, 0, length, prefault).map_err(failed("mmap"))?;
+        let length = usize::try_from(bytes).map_err(|_| failed("mmap")(Errno::NOMEM.into()))?;
+        let memory = Mapping::new(&memfd, 0, length, options.prefault).map_err(failed("mmap"))?;
         // After the mapping: FUTURE_WRITE leaves the mappings alone that there are (`memfd_add_seals`, mm/memfd.c).
         let seals = SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&memfd, seals).map_err(|errno| failed("F_ADD_SEALS")(errno.into()))?;
-        Ok(Self { memory, memfd, shape })
+        Ok(Self {
+            memory,
+            memfd,
+            shape,
+            layout: options.layout(),
+        })
     }
 
     /// The memfd. It can be read and mapped read-only; its seals refuse everything else.
@@ -171,10 +240,59 @@ impl Umem {
         &self.memory
     }
 
-    /// The chunk that `address` lies in.
+    /// How the kernel looks at it.
+    pub(crate) fn layout(&self) -> UmemLayout {
+        self.layout
+    }
+
+    /// What is registered.
+    pub(crate) fn region(&self) -> Memory {
+        Memory::of_mapping(&self.memory, self.layout)
+    }
+
+    /// How far into its chunk a frame begins that is made here.
+    pub(crate) fn tx_offset(&self) -> u32 {
+        self.layout.tx_metadata_bytes
+    }
+
+    /// Whether addresses in rings are what they seem, and frames begin where their chunks do: then batches check them by
+    /// themselves, and ask nobody.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.is_aligned() && self.layout.tx_metadata_bytes == 0
+    }
+
+    pub(crate) fn is_aligned(&self) -> bool {
+        self.layout.chunks == ChunkPlacement::Aligned
+    }
+
+    /// The address that an entry of a ring means, in bytes from the umem's start (`xp_unaligned_add_offset_to_addr`,
+    /// include/net/xsk_buff_pool.h).
+    pub(crate) fn flat(&self, address: u64) -> u64 {
+        const OFFSET_SHIFT: u32 = 48;
+        match self.is_aligned() {
+            true => address,
+            false => (address & ((1 << OFFSET_SHIFT) - 1)) + (address >> OFFSET_SHIFT),
+        }
+    }
+
+    /// The chunk that a flat `address` lies in.
     pub(crate) fn chunk_of(&self, address: u64) -> Option<usize> {
-        let chunk = usize::try_from(address >> self.shape.chunk_bytes.trailing_zeros()).ok()?;
-        (address < self.len()).then_some(chunk)
+        let chunk = match self.is_aligned() {
+            true => address >> self.shape.chunk_bytes.trailing_zeros(),
+            false => address / u64::from(self.shape.chunk_bytes),
+        };
+        (address < self.len())
+            .then_some(chunk)
+            .and_then(|chunk| usize::try_from(chunk).ok())
+    }
+
+    /// How far into its chunk a flat `address` lies.
+    pub(crate) fn offset_in_chunk(&self, address: u64) -> u64 {
+        let bytes = u64::from(self.shape.chunk_bytes);
+        match self.is_aligned() {
+            true => address & (bytes - 1),
+            false => address % bytes,
+        }
     }
 }
 
@@ -207,6 +325,19 @@ mod tests {
             let options = UmemOptions::new().chunk_bytes(chunk_bytes).chunks(chunks);
             assert!(matches!(Umem::new(&options), Err(Error::UmemShape(_))));
         }
+        let odd = UmemOptions::new().chunk_bytes(3000).chunks(64);
+        assert!(Umem::new(&odd).is_err());
+        assert!(Umem::new(&odd.clone().unaligned().chunk_bytes(2000)).is_err());
+    }
+
+    #[test]
+    fn unaligned_addresses_have_their_offset_on_top() {
+        let umem = Umem::new(&UmemOptions::new().chunk_bytes(3000).chunks(7).unaligned()).unwrap();
+        assert_eq!(umem.flat(6000 | 300 << 48), 6300);
+        assert_eq!(umem.chunk_of(6300), Some(2));
+        assert_eq!(umem.offset_in_chunk(6300), 300);
+        assert_eq!(umem.chunk_of(7 * 3000), None);
+        assert_eq!(umem.memory().len(), 24576);
     }
 
     #[test]

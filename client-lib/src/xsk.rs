@@ -9,8 +9,7 @@ mod upkeep;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
+use rustix::event::PollFlags;
 
 use crate::bind::{BindOptions, mode_of};
 use crate::chunks::Chunks;
@@ -20,8 +19,9 @@ use crate::pool::{Pool, Share};
 use crate::receive::Received;
 use crate::ring::{Descriptor, Run};
 use crate::setup::{Opened, Rings};
-use crate::socket::Socket;
-use crate::sys::{Ring, Statistics};
+use crate::socket::{Polled, Socket};
+use crate::stamps::{Stamps, TxTimestamp};
+use crate::sys::{self, Ring, Statistics};
 use crate::transmit::Transmit;
 use crate::umem::Umem;
 use crate::wire::BindMode;
@@ -59,6 +59,12 @@ pub struct Xsk {
     kick_again: bool,
     /// What went wrong where no error can be returned; the next call that can returns it.
     deferred: Option<Error>,
+    /// Packets may be of several frames.
+    pub(crate) multi_buffer: bool,
+    /// The last frame that was sent is to be followed by another one of its packet.
+    pub(crate) packet_open: bool,
+    /// Time stamps that were asked for; where the umem has room for requests.
+    pub(crate) stamps: Option<Stamps>,
     socket: Socket,
 }
 
@@ -74,7 +80,7 @@ impl Xsk {
         for (opened, share) in opened.into_iter().zip(shares) {
             let interface_index = opened.interface_index;
             if bound.is_empty() {
-                opened.register(share.pool().umem())?;
+                opened.register(&share.pool().umem().region())?;
             }
             let mut xsk = Self::new(opened, share)?;
             let (fd, queue) = (xsk.socket.as_fd(), &xsk.socket.queue);
@@ -82,6 +88,7 @@ impl Xsk {
                 None => options.bind(fd, interface_index, queue)?,
                 Some(first) => options.bind_shared(fd, interface_index, queue, first.as_fd())?,
             };
+            xsk.multi_buffer = options.is_multi_buffer();
             xsk.kick_fill()?;
             bound.push(xsk);
         }
@@ -100,6 +107,7 @@ impl Xsk {
     fn new(opened: Opened, share: Share) -> Result<Self, Error> {
         let rings = opened.map_rings()?;
         let chunks = Chunks::new(share);
+        let stamps = Stamps::new(chunks.umem());
         let free = chunks.free().len();
         let reserve = match (&rings.rx, &rings.tx) {
             (Some(_), Some(tx)) => (free / 4).min(tx.size() as usize),
@@ -114,11 +122,10 @@ impl Xsk {
             in_flight: 0,
             kick_again: false,
             deferred: None,
-            socket: Socket {
-                fd: opened.socket,
-                queue: opened.queue,
-                mode: BindMode::Copy,
-            },
+            multi_buffer: false,
+            packet_open: false,
+            stamps,
+            socket: Socket::new(opened.socket, opened.queue, BindMode::Copy),
         };
         xsk.refill().map_err(|cause| xsk.socket.corrupt(cause))?;
         Ok(xsk)
@@ -216,19 +223,63 @@ impl Xsk {
             let left = deadline.map_or(longest, |deadline| {
                 deadline.saturating_duration_since(Instant::now())
             });
-            let pause = Timespec::try_from(left.min(longest))
-                .map_err(|_| self.socket.error("poll", Errno::INVAL.into()))?;
-            let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
-            match rustix::event::poll(&mut fds, Some(&pause)) {
-                Ok(0) => self.socket.check_device()?,
-                Ok(_) => return Ok(true),
-                Err(Errno::INTR) => return Ok(false),
-                Err(errno) => return Err(self.socket.error("poll", errno.into())),
+            match self.socket.wait_readable(Some(left.min(longest)))? {
+                Polled::Ready => return Ok(true),
+                Polled::Interrupted => return Ok(false),
+                Polled::TimedOut => self.socket.check_device()?,
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(false);
             }
         }
+    }
+
+    /// Waits until half of the TX ring is free, or for `timeout`, or for a signal, and says whether it is. For loops that
+    /// have more to send than there is room for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::transmit`]; [`Error::DeviceGone`].
+    pub fn wait_to_send(&mut self, timeout: Duration) -> Result<bool, Error> {
+        self.upkeep()?;
+        if self.rings.tx.is_none() {
+            return Err(self.socket.lacks(Ring::Tx));
+        }
+        let polled = self.socket.poll(PollFlags::OUT, Some(timeout))?;
+        self.socket.check_device()?;
+        Ok(polled == Polled::Ready)
+    }
+
+    /// How many frames one call into the kernel sends at most, in copy mode: 32 at first, at most what the TX ring has
+    /// (`XDP_MAX_TX_SKB_BUDGET`, Linux 6.17). Fewer calls for large batches; others on this CPU wait longer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Socket`]: EACCES for a number that the kernel does not take, ENOPROTOOPT where it has no such option.
+    pub fn set_tx_budget(&mut self, frames: u32) -> Result<(), Error> {
+        self.socket.set_kick_frames(frames)
+    }
+
+    /// Lowers how long (in microseconds) and for how many packets a call into the kernel polls the device, where who made
+    /// the socket has switched that on. From Linux 5.11.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Socket`]: EPERM for more than the socket has.
+    pub fn lower_busy_poll(&mut self, budget: u16, microseconds: u32) -> Result<(), Error> {
+        sys::lower_busy_poll(&self.socket, budget, microseconds)
+            .map_err(|cause| self.socket.error("SO_BUSY_POLL", cause))
+    }
+
+    /// The next time stamp that was asked for ([`TxRequest::timestamp`](crate::TxRequest::timestamp)), in the order in
+    /// which frames came back. The latest are kept, as many as the umem has chunks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::receive`].
+    pub fn next_timestamp(&mut self) -> Result<Option<TxTimestamp>, Error> {
+        self.upkeep()?;
+        Ok(self.stamps.as_mut().and_then(Stamps::next))
     }
 
     /// All that the kernel has counted for this socket.

@@ -15,6 +15,7 @@ mod bound_umem;
 mod bound_zero_copy;
 mod broker_crash;
 mod cli_words;
+mod datapath_options;
 mod fixture_leaks;
 mod fixture_packets;
 mod fixture_users;
@@ -66,6 +67,7 @@ mod zero_copy_rule;
 
 e2e::bodies![
     e2e::connector::connector,
+    datapath_options::asks_for,
     fixture_users::report_status,
     fixture_users::sleep_long,
     fixture_world::world_with_a_holder,

@@ -33,6 +33,12 @@ pub type RxRing = ConsumerRing<Descriptor>;
 /// Frames to send.
 pub type TxRing = ProducerRing<Descriptor>;
 
+/// `XDP_PKT_CONTD`, an option of a descriptor: the packet goes on with the next one (include/uapi/linux/if_xdp.h,
+/// Linux 6.6).
+pub const PACKET_CONTINUES: u32 = 1 << 0;
+/// `XDP_TX_METADATA`, an option of a descriptor to send: there is a `TxMetadata` before the frame (Linux 6.8).
+pub const TX_METADATA: u32 = 1 << 1;
+
 /// A frame in a ring (`struct xdp_desc`, include/uapi/linux/if_xdp.h).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[repr(C)]

@@ -169,6 +169,11 @@ impl<D: Entry> ProducerRing<D> {
         self.cursor.is_drained()
     }
 
+    /// How many entries are free, `max` at most; none where the ring is corrupt.
+    pub(crate) fn free_entries(&mut self, max: u32) -> u32 {
+        self.cursor.reserve(0..=max).unwrap_or(0)
+    }
+
     /// Up to `max` free entries that lie one after another, to be written by pointer and then counted by `advance`.
     #[inline]
     pub(crate) fn free_run(&mut self, max: u32) -> Result<Run<D>, CorruptRing> {

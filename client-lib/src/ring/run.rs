@@ -72,6 +72,19 @@ impl Descriptor {
     }
 }
 
+impl Descriptor {
+    /// Reads an entry's options, once.
+    ///
+    /// # Safety
+    ///
+    /// `entry` is aligned and in a mapping.
+    pub(crate) unsafe fn read_options(entry: *const Self) -> u32 {
+        let options = entry.wrapping_byte_add(offset_of!(Self, options)).cast::<u32>();
+        // SAFETY: the caller's promise; any bits are options.
+        unsafe { options.read_volatile() }
+    }
+}
+
 /// Entries that lie one after another, up to the ring's end at most.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]

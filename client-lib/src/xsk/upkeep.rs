@@ -76,6 +76,15 @@ impl Xsk {
         }
     }
 
+    /// Whether so many TX entries are free, apart from those that are written and not counted yet.
+    pub(crate) extern "C" fn has_room(&mut self, written: u32, wanted: u32) -> bool {
+        let entries = written + wanted;
+        match &mut self.rings.tx {
+            Some(tx) => tx.free_entries(entries) >= entries,
+            None => false,
+        }
+    }
+
     /// Whether it has a TX ring.
     pub(crate) fn sends(&self) -> bool {
         self.rings.tx.is_some()
@@ -149,6 +158,9 @@ impl Xsk {
             self.in_flight = self
                 .in_flight
                 .saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX));
+            if let Some(stamps) = &mut self.stamps {
+                self.chunks.collect_stamps(taken, stamps);
+            }
             self.chunks.sent(taken);
             self.refill()?;
         }
