@@ -14,6 +14,7 @@ mod bound_sealed;
 mod bound_umem;
 mod bound_zero_copy;
 mod broker_crash;
+mod capi;
 mod cli_words;
 mod datapath_options;
 mod fixture_leaks;
@@ -46,11 +47,6 @@ mod puppet;
 mod puppet_body;
 mod qemu_consumer;
 mod rogue;
-mod rogue_bind;
-mod rogue_handed_on;
-mod rogue_memlock;
-mod rogue_scene;
-mod rogue_user_namespace;
 mod scene;
 mod shared_umem;
 mod varlink_file;
@@ -76,7 +72,6 @@ e2e::bodies![
     puppet_body::puppet,
     bound_umem::reflect_as_bound,
     qemu_consumer::qemu,
-    rogue_user_namespace::keep_umem,
     shared_umem::bridge,
     rogue::race_to_bind,
 ];

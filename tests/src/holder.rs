@@ -9,7 +9,7 @@
 //! ```
 
 use std::path::Path;
-use std::process::{ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -86,28 +86,6 @@ impl Holder {
             command.args(BODY_OPTIONS);
             command.env(BODY, name).env(ARGUMENTS, arguments).stdin(stdin);
         })
-    }
-
-    /// The same with a pipe to its standard input: for a body that waits to be told to go on.
-    pub fn driven_body(
-        world: &World,
-        side: Side,
-        user: &User,
-        name: &str,
-        arguments: &[&str],
-    ) -> Result<(Self, ChildStdin)> {
-        let program = binaries::this_program()?;
-        let file_name = program.file_name().and_then(|name| name.to_str());
-        let mut command =
-            Command::new(world.install(file_name.context("a program without a name")?, &program)?);
-        command
-            .env_clear()
-            .env("RUST_BACKTRACE", "1")
-            .args(BODY_OPTIONS)
-            .env(BODY, name)
-            .env(ARGUMENTS, serde_json::to_string(arguments)?);
-        let (process, stdin) = Process::spawn_driven(world.namespace(side), Some(user), command)?;
-        Ok((Self { process }, stdin))
     }
 
     /// Starts the broker's `grant`, with those arguments, in front of a body: it becomes the body.

@@ -131,13 +131,6 @@ impl RawXsk {
         Self::over(socket, umem, 0..frames, rings)
     }
 
-    /// The same with a socket that came with its rings.
-    pub fn with_rings(socket: OwnedFd, frames: u32, rings: RingEntries) -> Result<Self> {
-        let umem = Mapping::anonymous(frames * CHUNK_BYTES)?;
-        umem.register(&socket).context("XDP_UMEM_REG")?;
-        Self::over(socket, umem, 0..frames, rings)
-    }
-
     /// The same with a socket that somebody else has bound, over memory that was registered with it. `frames` are those of
     /// the memory that are for this socket, and `rings` those that it was given.
     pub fn over_bound(

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Gid, Resource, Rlimit, Uid as RawUid, getrlimit, setrlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::namespace::{Namespace, on_a_thread};
 use crate::sys;
@@ -78,7 +78,6 @@ pub struct User {
     groups: Vec<Gid>,
     memlock_bytes: u64,
     ipc_lock: bool,
-    own_namespaces: bool,
 }
 
 impl User {
@@ -90,7 +89,6 @@ impl User {
             groups: Vec::new(),
             memlock_bytes: DEFAULT_MEMLOCK_BYTES,
             ipc_lock: false,
-            own_namespaces: false,
         }
     }
 
@@ -123,16 +121,6 @@ impl User {
         Self {
             ipc_lock,
             ..self.memlock_bytes(bytes)
-        }
-    }
-
-    /// In a user namespace and a network namespace of its own, which any user may make: a process of such a user has
-    /// CAP_NET_ADMIN and CAP_NET_RAW there, over its own devices.
-    #[must_use]
-    pub fn in_own_namespaces(self) -> Self {
-        Self {
-            own_namespaces: true,
-            ..self
         }
     }
 
@@ -192,24 +180,7 @@ impl User {
                 maximum: bytes,
             },
         )?;
-        self.become_in_thread()?;
-        if self.own_namespaces {
-            sys::unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNET)?;
-            // Ambient, or exec would take them away from who is not root there.
-            let kept = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
-            rustix::thread::set_capabilities(
-                None,
-                CapabilitySets {
-                    effective: kept,
-                    permitted: kept,
-                    inheritable: kept,
-                },
-            )?;
-            for capability in [CapabilitySet::NET_ADMIN, CapabilitySet::NET_RAW] {
-                rustix::thread::configure_capability_in_ambient_set(capability, true)?;
-            }
-        }
-        Ok(())
+        self.become_in_thread()
     }
 
     /// Runs `f` on a thread of its own that is this user, inside of `namespace`. A panic there goes on in the caller.

@@ -5,7 +5,6 @@
 
 mod code;
 mod dependencies;
-mod security;
 mod sources;
 mod unsafe_files;
 
@@ -22,7 +21,6 @@ use crate::repository;
 ///   - broker depends on client-lib (features wire and sys only) and xdp-ebpf; client-lib on no aya, no tokio
 ///     (unless optional) and not on the broker; xdp-ebpf on nothing of ours
 ///   - the files with unsafe code are those that ARCHITECTURE.md lists, with a reason, and no others
-///   - each attack in SECURITY.md's table names tests, and these exist
 ///   - each .rs file starts with `//!`, has at most 450 lines, and has no `todo!`, `unimplemented!`,
 ///     `#[ignore]` or `as _`
 #[derive(Debug, clap::Args)]
@@ -44,8 +42,6 @@ pub(crate) fn run(_arguments: &Arguments) -> Result<()> {
 
     let mut complaints = dependencies::complaints(&repository::metadata()?)?;
     complaints.extend(unsafe_files::complaints(&sources, architecture.as_deref()));
-    let security = fs::read_to_string(root.join("SECURITY.md")).ok();
-    complaints.extend(security::complaints(&sources, security.as_deref()));
     complaints.extend(sources.iter().flat_map(sources::complaints));
     if complaints.is_empty() {
         println!("tidy: {} source files, nothing to complain about", sources.len());

@@ -174,7 +174,7 @@ fn policy(alice: &Uid, bob: &Uid) -> String {
         r#"[interface.eth0]
 xdp = "native"
 reserved = "0-1"          # the host's own traffic
-queue-lock = "none"       # the demo's users trust each other
+queue-lock = "none"       # the only lock of this version
 
 [[allow]]
 name = "alice"
