@@ -14,6 +14,7 @@ mod bound_sealed;
 mod bound_umem;
 mod bound_zero_copy;
 mod broker_crash;
+mod capi;
 mod cli_words;
 mod datapath_options;
 mod fixture_leaks;

@@ -4,7 +4,6 @@
 
 mod datapath;
 mod grants;
-mod peers;
 mod soak;
 mod xdp;
 

@@ -9,7 +9,9 @@ mod build_ebpf;
 mod ci;
 mod debian;
 mod demo;
+mod install_capi;
 mod machine;
+mod peers;
 mod repository;
 mod shell;
 mod test;
@@ -40,6 +42,7 @@ enum Command {
     Tidy(tidy::Arguments),
     Ci(ci::Arguments),
     BuildEbpf(build_ebpf::Arguments),
+    InstallCapi(install_capi::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
+        Command::InstallCapi(arguments) => install_capi::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

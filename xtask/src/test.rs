@@ -14,7 +14,7 @@ use anyhow::{Result, bail};
 
 use crate::artifacts::{Programs, TestBinary};
 use crate::machine::Machine;
-use crate::{repository, shell};
+use crate::{peers, repository, shell};
 use report::{Report, Suite};
 
 /// Run all tests, and say which ran, which failed, and which were skipped and why.
@@ -55,6 +55,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let machine = Machine::prepare(arguments.without_root)?;
     let programs = Programs::build()?;
     let tests = TestBinary::build_all()?;
+    // A test in C wants libxdp; without it that test is skipped, which CI does not allow.
+    let peers = match machine.unfit {
+        None => peers::build()
+            .inspect_err(|error| eprintln!("warning: {error:#}"))
+            .ok(),
+        Some(_) => None,
+    };
 
     let mut report = Report::default();
     for test in &tests {
@@ -64,7 +71,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         } else if let Some(reason) = &machine.unfit {
             report.skip(suite, reason);
         } else {
-            report.run(suite, &mut with_root(test, filter, &programs, &root)?)?;
+            let mut command = with_root(test, filter, &programs, &root, peers.as_deref())?;
+            report.run(suite, &mut command)?;
         }
     }
     report.run(
@@ -95,12 +103,19 @@ fn as_user(test: &TestBinary, filter: Option<&str>) -> Command {
 }
 
 /// The finished test binary as root, told where the other finished binaries are.
-fn with_root(test: &TestBinary, filter: Option<&str>, programs: &Programs, root: &Path) -> Result<Command> {
+fn with_root(
+    test: &TestBinary,
+    filter: Option<&str>,
+    programs: &Programs,
+    root: &Path,
+    peers: Option<&Path>,
+) -> Result<Command> {
     // `env` rather than Command::env: sudo would drop the variables.
     let mut command = shell::as_root("env")?;
     command.current_dir(&test.folder);
     command.arg(format!("CARGO_MANIFEST_DIR={}", test.folder.display()));
     command.args(programs.variables(root));
+    command.args(peers.map(|folder| format!("XSK_E2E_PEER_DIR={}", folder.display())));
     for name in PASSED_TO_ROOT {
         if let Ok(value) = env::var(name) {
             command.arg(format!("{name}={value}"));

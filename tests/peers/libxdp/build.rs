@@ -21,9 +21,15 @@ fn main() {
 fn libxdp_headers() -> PathBuf {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = Command::new(cargo)
-        .args(["metadata", "--format-version=1", "--locked", "--offline"])
+        .args(["metadata", "--format-version=1", "--filter-platform"])
+        .arg(std::env::var("TARGET").expect("cargo tells the target"))
         .output()
         .expect("cargo can be started");
+    assert!(
+        output.status.success(),
+        "cargo metadata: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let manifest = text
         .split('"')

@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::peers;
 use crate::machine::Machine;
-use crate::{artifacts, debian, repository, shell};
+use crate::{artifacts, debian, peers, repository, shell};
 
 /// Measure the datapath beside its peers: instructions per packet, packets per second, latency.
 ///

@@ -2,9 +2,8 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use super::peers;
 use crate::machine::Machine;
-use crate::{artifacts, shell};
+use crate::{artifacts, peers, shell};
 
 /// Measure what the XDP program costs a packet, beside the bare redirect and libxdp's default program.
 ///

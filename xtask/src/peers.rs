@@ -1,4 +1,5 @@
-//! The contestants that are other people's libraries: `tests/peers`, a workspace with a lock file of its own.
+//! Programs with other people's libraries: `tests/peers`, a workspace with a lock file of its own. Benches compare ours
+//! with them, and a test runs one that is in C.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,7 +25,7 @@ const PACKAGES: [&str; 9] = [
 ];
 
 /// The compiled program that libxdp attaches where it is told nothing else, as Debian ships it.
-pub(super) fn libxdp_default_program() -> Result<PathBuf> {
+pub(crate) fn libxdp_default_program() -> Result<PathBuf> {
     let installed = || {
         let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
         folders
@@ -38,11 +39,14 @@ pub(super) fn libxdp_default_program() -> Result<PathBuf> {
 }
 
 /// Builds them in release, and returns the folder with their programs.
-pub(super) fn build() -> Result<PathBuf> {
+pub(crate) fn build() -> Result<PathBuf> {
     let has_programs = PROGRAMS.iter().all(|program| shell::find(program).is_some());
     let has_libraries = || shell::output(Command::new("pkg-config").arg("--exists").args(LIBRARIES)).is_ok();
     if !(has_programs && has_libraries()) {
-        debian::install(&PACKAGES, "the peer libxdp is compiled from source")?;
+        debian::install(
+            &PACKAGES,
+            "libxdp, which a test and the benches use, is compiled from source",
+        )?;
     }
     let manifest = repository::root()?.join("tests/peers/Cargo.toml");
     let manifest = manifest.display().to_string();
