@@ -20,8 +20,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use xsk_client::wire::{
-    Acquire, Acquired, Activated, ActivatedSocket, BindReply, BrokerError, GrantedSocket, InterfaceName,
-    LeaseState, QueueLock, SocketKind,
+    Acquire, Acquired, Activated, ActivatedSocket, BindReply, BrokerError, Change, GrantedSocket,
+    InterfaceName, LeaseState, QueueLock, SocketKind,
 };
 
 use crate::audit::{Event, Line};
@@ -163,8 +163,12 @@ pub fn acquire(
     let (watch, ended) = oneshot::channel();
     let mut lease = Lease::new(reservation, redirect, made.sockets, lock, watch);
     (lease.umem, lease.confinement, lease.label) = (made.umem, made.confinement, label);
+    if let Some(now) = engine.links.get(lease.device().index) {
+        lease.device_is_now(now.clone());
+    }
     let id = lease.id();
     engine.audit.write(&Line::new(Event::Granted).lease(&lease));
+    engine.monitors.publish(&lease, Change::State);
     engine.leases.add(lease);
     Ok(HandOver {
         reply: HandOverReply::Acquired(reply),
@@ -301,10 +305,11 @@ fn fill_slots(engine: &mut Engine, id: LeaseId) -> Result<Activated, Error> {
         }
     }
     lease.state = LeaseState::Active;
-    lease.due = None;
+    lease.due().clear();
     // Bound sockets are sealed (F6), and these are where they belong: nothing has to confine them any more.
     lease.confinement = None;
     engine.audit.write(&Line::new(Event::Activated).lease(lease));
+    engine.monitors.publish(lease, Change::State);
     Ok(activated(lease))
 }
 
