@@ -320,7 +320,7 @@ pub fn refused(engine: &mut Engine, peer: &Peer, call: &Acquire, error: &Error) 
         .target(&call.interface, &call.queues);
     engine
         .audit
-        .write(&line.reason(reason_of(error)).message(&chain(error)));
+        .write(&line.reason(refusals::reason_of(error)).message(&chain(error)));
 }
 
 /// The program on the reservation's device, attached now if it is not there yet; and the device as it is with it.
@@ -436,19 +436,5 @@ fn event_of(error: &Error) -> Event {
     match error {
         Error::Refused(_) => Event::Refused,
         Error::Failed(_) => Event::Failed,
-    }
-}
-
-fn reason_of(error: &Error) -> &'static str {
-    match error {
-        Error::Refused(BrokerError::Denied { .. }) => "denied",
-        Error::Refused(BrokerError::QueueBusy { .. }) => "queue-busy",
-        Error::Refused(BrokerError::QuotaExceeded { .. }) => "quota-exceeded",
-        Error::Refused(BrokerError::NoSuchQueue { .. }) => "no-such-queue",
-        Error::Refused(BrokerError::DeviceUnavailable { .. }) => "device-unavailable",
-        Error::Refused(_) => "refused",
-        Error::Failed(Failure::Kernel { .. }) => "kernel",
-        Error::Failed(Failure::Xdp { .. }) => "xdp",
-        Error::Failed(_) => "internal",
     }
 }

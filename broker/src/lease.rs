@@ -4,6 +4,7 @@
 //! [`Terms`], only [`Leases::reserve`] makes a [`Reservation`], only the kernel module makes kernel objects and
 //! wants to see a reservation for it. Undo is Drop: a reservation gives its queues and its charge back.
 
+mod busy;
 mod hold;
 mod reservation;
 mod socket;
@@ -182,38 +183,6 @@ impl Leases {
         let uid = lease.requester().subject().uid;
         if let Ok(charge) = self.accounts.charge(uid, Resource::Abandoned, sockets, u64::MAX) {
             self.abandoned.push_back((Instant::now() + ABANDONED_FOR, charge));
-        }
-    }
-
-    fn busy(&self, device: &Device, queue: u32, holder: LeaseId, peer: &Peer) -> BrokerError {
-        let lease = self.by_id.get(&holder);
-        let state = lease.map(|lease| lease.state);
-        let ends = matches!(state, Some(LeaseState::Ending | LeaseState::Lingering));
-        let own = lease.is_some_and(|lease| lease.reservation.requester.subject().uid == peer.subject().uid);
-        let name = &device.name;
-        // Whose it is is nobody else's business.
-        let whose = if own {
-            format!("lease {holder} of your own")
-        } else {
-            "another lease".to_owned()
-        };
-        let message = if state == Some(LeaseState::Lingering) {
-            format!(
-                "queue {queue} of {name} was held by {whose}, whose socket is still bound to it; it is free when that socket is gone"
-            )
-        } else if ends {
-            format!("queue {queue} of {name} was held by {whose}, whose end is not over yet; ask again")
-        } else {
-            format!(
-                "queue {queue} of {name} is held by {whose}; ask for another queue, or wait for its release"
-            )
-        };
-        let retry_after_ms = ends.then_some(10);
-        BrokerError::QueueBusy {
-            interface: name.clone(),
-            queue,
-            retry_after_ms,
-            message,
         }
     }
 
