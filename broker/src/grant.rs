@@ -20,8 +20,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use xsk_client::wire::{
-    Acquire, Acquired, Activated, ActivatedSocket, BindReply, BrokerError, Change, GrantedSocket,
-    InterfaceName, LeaseState, QueueLock, SocketKind,
+    Acquire, Acquired, Activated, ActivatedSocket, BindReply, Change, GrantedSocket, InterfaceName,
+    LeaseState, QueueLock, SocketKind,
 };
 
 use crate::audit::{Event, Line};

@@ -39,10 +39,10 @@ mod grant;
 mod inherit;
 #[cfg(feature = "sys")]
 mod memlock;
-#[cfg(all(feature = "wire", feature = "sys"))]
-mod monitor;
 #[cfg(feature = "datapath")]
 mod metadata;
+#[cfg(all(feature = "wire", feature = "sys"))]
+mod monitor;
 #[cfg(feature = "datapath")]
 mod pool;
 #[cfg(all(feature = "wire", feature = "sys"))]
