@@ -35,8 +35,12 @@ pub enum Event {
     ModeNotAllowed,
     /// A lease has ended.
     Ended,
+    /// A lease was moved to another process.
+    Transferred,
     /// The kernel has let go of an ended lease's queues.
     Freed,
+    /// A device that has our program was set up or down, renamed, or got another MTU.
+    DeviceChanged,
     /// The XDP program was attached to a device.
     Attached,
     /// The daemon ends.

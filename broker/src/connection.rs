@@ -12,25 +12,26 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
-use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout_at};
 use xsk_client::wire::{
     Acquire, Activate, Bind, BrokerError, Call, Explain, FramingError, INTERFACE, LeaseReference,
-    MAX_MESSAGE_BYTES, MessageBuffer, SERVICE_INTERFACE, ServiceError, encode,
+    MAX_MESSAGE_BYTES, MessageBuffer, Monitored, SERVICE_INTERFACE, ServiceError, Transfer, encode,
 };
 
 use crate::call::{Malformed, invalid, parameters, read_call};
 use crate::charge::Charge;
-use crate::end::{self, Reason};
-use crate::engine::{Engine, EngineHandle};
+use crate::end;
+use crate::engine::{Engine, EngineHandle, Turn};
+pub(crate) use crate::error::RequestError;
 use crate::error::{Error, Failure, chain};
 use crate::grant::{self, HandOver};
-use crate::identity::Peer;
-use crate::kernel::readable::Readable;
+use crate::identity::{Peer, Process};
 use crate::lease::LeaseId;
+use crate::monitor::{self, Feed};
 use crate::report::{self, Scope};
-use crate::{outgoing, service};
+use crate::watch::Watch;
+use crate::{outgoing, service, transfer};
 
 /// From the first byte of a request to its last, and from the first byte of a reply to its last.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -70,6 +71,8 @@ enum Closed {
     #[error(transparent)]
     Malformed(#[from] Malformed),
     #[error(transparent)]
+    Monitor(#[from] monitor::Closed),
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 
@@ -77,6 +80,7 @@ enum Closed {
 pub(crate) enum Answer {
     Message(Vec<u8>),
     Grant(Box<HandOver>),
+    Monitor(Box<(Arc<Feed>, Monitored)>),
 }
 
 impl Connection {
@@ -116,6 +120,10 @@ impl Connection {
             match answer.map_err(|error| self.error_message(error, &call)) {
                 Ok(Answer::Message(message)) | Err(message) => self.send(&message).await?,
                 Ok(Answer::Grant(hand_over)) => self.send_grant(*hand_over, &call).await?,
+                Ok(Answer::Monitor(begun)) => {
+                    let turn = self.turn();
+                    return Ok(monitor::stream(&mut self.stream, &self.engine, turn, *begun).await?);
+                }
             }
         }
         Ok(())
@@ -155,6 +163,14 @@ impl Connection {
         }
     }
 
+    /// An operator's word does not wait for what users ask for.
+    fn turn(&self) -> Turn {
+        match self.scope {
+            Scope::Own => Turn::Of(self.peer.subject().uid),
+            Scope::All => Turn::First,
+        }
+    }
+
     /// Does what a call asks for.
     async fn answer(&self, call: &Call<'_>) -> Result<Answer, RequestError> {
         if call.upgrade {
@@ -172,7 +188,7 @@ impl Connection {
     }
 
     async fn broker_method(&self, call: &Call<'_>, method: &str) -> Result<Answer, RequestError> {
-        let (peer, scope) = (Arc::clone(&self.peer), self.scope);
+        let (peer, scope, turn) = (Arc::clone(&self.peer), self.scope, self.turn());
         match method {
             "Acquire" => {
                 let acquire = parameters::<Acquire>(call)?;
@@ -195,14 +211,26 @@ impl Connection {
                 reply(
                     &self
                         .engine
-                        .call(move |engine| grant::activate(engine, &peer, id))
+                        .call(turn, move |engine| grant::activate(engine, &peer, id))
                         .await??,
                 )
+            }
+            "Transfer" => {
+                let call = parameters::<Transfer>(call)?;
+                let to = Arc::new(Process::named(&call)?);
+                let watch = Watch::of(&to)?;
+                let id = LeaseId(call.lease);
+                let (moved, ended) = self
+                    .engine
+                    .call(turn, move |engine| transfer::transfer(engine, &peer, id, to))
+                    .await??;
+                tokio::spawn(watch.until_exit(id, ended, self.engine.clone()));
+                reply(&moved)
             }
             "Release" => {
                 let id = LeaseId(parameters::<LeaseReference>(call)?.lease);
                 self.engine
-                    .call(move |engine| end::release(engine, &peer, id))
+                    .call(turn, move |engine| end::release(engine, &peer, id))
                     .await?;
                 reply(&Empty {})
             }
@@ -211,16 +239,25 @@ impl Connection {
                 reply(
                     &self
                         .engine
-                        .call(move |engine| report::leases(engine, scope, &peer))
+                        .call(turn, move |engine| {
+                            report::leases(engine, scope, peer.subject().uid)
+                        })
                         .await?,
                 )
+            }
+            "Monitor" if !call.more => Err(ServiceError::ExpectedMore {}.into()),
+            "Monitor" => {
+                let Empty {} = parameters(call)?;
+                let begin = move |engine: &mut Engine| monitor::begin(engine, scope, &peer);
+                let begun = self.engine.call(turn, begin).await?;
+                Ok(Answer::Monitor(Box::new(begun)))
             }
             "ListInterfaces" => {
                 let Empty {} = parameters(call)?;
                 reply(
                     &self
                         .engine
-                        .call(move |engine| report::interfaces(engine, scope, &peer))
+                        .call(turn, move |engine| report::interfaces(engine, scope, &peer))
                         .await??,
                 )
             }
@@ -233,19 +270,19 @@ impl Connection {
                 reply(
                     &self
                         .engine
-                        .call(move |engine| report::explain(engine, scope, &peer, explain))
+                        .call(turn, move |engine| report::explain(engine, scope, &peer, explain))
                         .await?,
                 )
             }
             "GetStatus" | "Revoke" if scope == Scope::Own => Err(ServiceError::PermissionDenied {}.into()),
             "GetStatus" => {
                 let Empty {} = parameters(call)?;
-                reply(&self.engine.call(report::status).await?)
+                reply(&self.engine.call(turn, report::status).await?)
             }
             "Revoke" => {
                 let id = LeaseId(parameters::<LeaseReference>(call)?.lease);
-                self.engine.call(move |engine| end::revoke(engine, id)).await??;
-                reply(&Empty {})
+                let revoked = self.engine.call(turn, move |engine| end::revoke(engine, id));
+                reply(&revoked.await??)
             }
             _ => Err(ServiceError::MethodNotFound {
                 method: call.method.clone().into_owned(),
@@ -267,7 +304,7 @@ impl Connection {
                     grant::refused(engine, &peer, &call, &error);
                     Err(error)
                 };
-                self.engine.call(written).await?
+                self.engine.call(self.turn(), written).await?
             }
         }
     }
@@ -286,7 +323,7 @@ impl Connection {
     ) -> Result<T, Error> {
         let give_up = Instant::now() + LINGER_PATIENCE;
         loop {
-            match self.engine.call(job.clone()).await? {
+            match self.engine.call(self.turn(), job.clone()).await? {
                 Err(Error::Refused(BrokerError::QueueBusy {
                     retry_after_ms: Some(wait_ms),
                     ..
@@ -309,13 +346,15 @@ impl Connection {
     /// Sends a reply whose first byte carries fds, and has the holder watched from then on.
     async fn send_grant(&mut self, mut hand_over: HandOver, call: &Call<'_>) -> Result<(), Closed> {
         // Before anything is sent: a lease that nobody watches would never end.
-        let ready = self.watched().and_then(|watch| {
-            let message = encode(&Success {
-                parameters: &hand_over.reply,
-            })
-            .map_err(unencodable)?;
-            Ok((watch, message))
-        });
+        let ready = Watch::of(self.peer.process())
+            .map_err(Error::from)
+            .and_then(|watch| {
+                let message = encode(&Success {
+                    parameters: &hand_over.reply,
+                })
+                .map_err(unencodable)?;
+                Ok((watch, message))
+            });
         let (watch, message) = match ready {
             Ok(ready) => ready,
             Err(error) => {
@@ -350,19 +389,9 @@ impl Connection {
             sent => sent?,
         }
         if let Some((lease, ended)) = hand_over.delivered() {
-            tokio::spawn(watch_holder(watch, lease, ended, self.engine.clone()));
+            tokio::spawn(watch.until_exit(lease, ended, self.engine.clone()));
         }
         Ok(())
-    }
-
-    fn watched(&self) -> Result<Readable, Error> {
-        let watch = self
-            .peer
-            .process()
-            .pidfd()
-            .try_clone_to_owned()
-            .and_then(Readable::new);
-        watch.map_err(|source| Failure::kernel("epoll", "the client's pidfd", source).into())
     }
 
     /// An error as it goes over the wire. Failures of ours are opaque there and whole in the log.
@@ -384,34 +413,6 @@ impl Connection {
         encoded.unwrap_or_else(|_| {
             b"{\"error\":\"org.xskbroker.Broker.Failed\",\"parameters\":{\"message\":\"\"}}\0".to_vec()
         })
-    }
-}
-
-/// Why a request was not done: an error of the broker's interface, or of every Varlink service.
-pub(crate) enum RequestError {
-    Service(ServiceError),
-    Request(Error),
-}
-
-impl From<ServiceError> for RequestError {
-    fn from(error: ServiceError) -> Self {
-        Self::Service(error)
-    }
-}
-
-impl<E: Into<Error>> From<E> for RequestError {
-    fn from(error: E) -> Self {
-        Self::Request(error.into())
-    }
-}
-
-/// Ends the lease when its holder exits.
-async fn watch_holder(pidfd: Readable, lease: LeaseId, ended: oneshot::Receiver<()>, engine: EngineHandle) {
-    tokio::select! {
-        // The lease dropped its side: it has ended in another way.
-        _ = ended => {}
-        // A pidfd is readable once its process has exited, and an error here means that it cannot be watched.
-        _ = pidfd.ready() => engine.post(move |engine| end::end(engine, lease, Reason::HolderExited)),
     }
 }
 

@@ -7,60 +7,22 @@
 
 use std::time::{Duration, Instant};
 
-use xsk_client::wire::{BrokerError, LeaseState, QueueLock};
+pub use xsk_client::wire::EndReason as Reason;
+use xsk_client::wire::{BrokerError, Change, LeaseState, QueueLock, Revoked};
 
 use crate::audit::{Event, Line};
 use crate::device::Device;
 use crate::engine::Engine;
 use crate::error::{Error, chain};
 use crate::grant;
-use crate::identity::Peer;
+use crate::identity::{Peer, Process};
 use crate::kernel::queue_lock::Retired;
 use crate::kernel::queue_probe::{QueueProbe, QueueUse};
 use crate::lease::{Lease, LeaseId, LeasedSocket};
+use crate::report;
 
 /// How long a stop waits for sockets to be retired: a hostile holder can make it take for ever.
 const RETIREMENT_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Why a lease ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    /// Its holder said so.
-    Released,
-    /// Its holder is no more.
-    HolderExited,
-    /// An operator said so.
-    Revoked,
-    /// It was not activated in time.
-    NotActivated,
-    /// Its sockets did not reach the client.
-    NotDelivered,
-    /// Its socket was bound to something that was not granted.
-    RogueBind,
-    /// Its socket was bound in a mode that its rule does not allow.
-    ModeNotAllowed,
-    /// Its device was deleted or moved away.
-    DeviceGone,
-    /// The daemon ends.
-    Stopped,
-}
-
-impl Reason {
-    /// The word for it in the audit log.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Released => "released",
-            Self::HolderExited => "holder-exited",
-            Self::Revoked => "revoked",
-            Self::NotActivated => "not-activated",
-            Self::NotDelivered => "not-delivered",
-            Self::RogueBind => "rogue-bind",
-            Self::ModeNotAllowed => "mode-not-allowed",
-            Self::DeviceGone => "device-gone",
-            Self::Stopped => "stopped",
-        }
-    }
-}
 
 /// Ends a lease. One that has ended already stays as it is.
 pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
@@ -72,7 +34,6 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
     // Counted until here: with the slot goes the count of what was redirected.
     lease.last_seen = lease.queues();
     lease.state = LeaseState::Ending;
-    lease.ended = Some(reason);
     lease.watch = None;
     for leased in &mut lease.sockets {
         leased.slot = None;
@@ -87,16 +48,24 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
         engine.audit.write(&Line::new(Event::RogueBind).lease(lease));
     }
     lease.umem = None;
+    lease.ended = Some((reason, Instant::now()));
+    let word = reason.as_str().replace('_', "-");
     engine
         .audit
-        .write(&Line::new(Event::Ended).lease(lease).reason(reason.as_str()));
+        .write(&Line::new(Event::Ended).lease(lease).reason(&word));
     if !made {
         // Nobody has a socket of it.
-        engine.leases.remove(id);
+        free(engine, id);
         return;
     }
     part_with(engine, id, bound);
     retire(engine, id, Instant::now());
+    // What takes longer to end is told of already: it receives nothing any more.
+    if let Some(lease) = engine.leases.get_mut(id)
+        && lease.state == LeaseState::Ending
+    {
+        engine.monitors.publish(lease, Change::State);
+    }
 }
 
 /// Goes on with the end of a lease some of whose sockets were never bound: they are retired, as far as a lock is to hold
@@ -138,7 +107,7 @@ fn retire(engine: &mut Engine, id: LeaseId, now: Instant) {
                 "cannot retire an unbound socket, and goes on trying: {}",
                 chain(&failure)
             );
-            lease.due = Some(now + AGAIN);
+            lease.due().set(now + AGAIN);
         }
     }
 }
@@ -151,11 +120,14 @@ fn over(engine: &mut Engine, id: LeaseId, retired: Retired) {
     let sockets = std::mem::take(&mut lease.sockets);
     let confinement = lease.confinement.take();
     lease.bound_at_end |= retired == Retired::SomeBound;
-    let (lingers, delivered) = (lease.bound_at_end, lease.ended != Some(Reason::NotDelivered));
+    let (lingers, delivered) = (
+        lease.bound_at_end,
+        !matches!(lease.ended, Some((Reason::NotDelivered, _))),
+    );
     if lingers {
         lease.state = LeaseState::Lingering;
         lease.linger_wait = Duration::ZERO;
-        lease.due = Some(Instant::now());
+        lease.due().set(Instant::now());
     }
     match retired {
         // Bound after all: closing such a one takes its time.
@@ -164,10 +136,17 @@ fn over(engine: &mut Engine, id: LeaseId, retired: Retired) {
     }
     drop(confinement);
     match (lingers, delivered) {
-        (true, _) => {}
+        (true, _) => {
+            if let Some(lease) = engine.leases.get_mut(id) {
+                engine.monitors.publish(lease, Change::State);
+            }
+        }
         // No queue was ever taken from the kernel.
-        (false, true) => engine.leases.abandon(id),
-        (false, false) => engine.leases.remove(id),
+        (false, true) => {
+            engine.leases.abandon(id);
+            free(engine, id);
+        }
+        (false, false) => free(engine, id),
     }
 }
 
@@ -190,7 +169,7 @@ fn is_rogue(probe: &mut QueueProbe, index: u32, bound: &[LeasedSocket]) -> bool 
 
 /// Does what is due: looks after sockets of kind `bare`, ends leases that were not activated in time, and frees what the kernel has let go of.
 pub fn settle(engine: &mut Engine, now: Instant) {
-    for id in engine.leases.ids(|lease| lease.due.is_some_and(|due| due <= now)) {
+    for id in engine.leases.agenda().due_by(now) {
         let Some(lease) = engine.leases.get_mut(id) else {
             continue;
         };
@@ -204,7 +183,7 @@ pub fn settle(engine: &mut Engine, now: Instant) {
             look_again_later(lease, now);
         } else {
             engine.audit.write(&Line::new(Event::Freed).lease(lease));
-            engine.leases.remove(id);
+            free(engine, id);
         }
     }
     let (locks, leases) = (&engine.locks, &engine.leases);
@@ -229,6 +208,26 @@ pub fn settle(engine: &mut Engine, now: Instant) {
     }
 }
 
+/// Forgets an ended lease: its queues and its charges are free with that, and everybody may hear of it.
+fn free(engine: &mut Engine, id: LeaseId) {
+    let Some(mut lease) = engine.leases.take(id) else {
+        return;
+    };
+    lease.state = LeaseState::Freed;
+    engine.monitors.publish(&lease, Change::State);
+}
+
+/// Ends a lease whose holder is no more, unless it has moved on to another one meanwhile.
+pub fn holder_exited(engine: &mut Engine, id: LeaseId, holder: &Process) {
+    if engine
+        .leases
+        .get_mut(id)
+        .is_some_and(|lease| lease.holder().is(holder))
+    {
+        end(engine, id, Reason::HolderExited);
+    }
+}
+
 /// Ends a lease at its holder's wish. No error where it has ended, or never was: there is nothing to release then.
 pub fn release(engine: &mut Engine, peer: &Peer, id: LeaseId) {
     let own = engine
@@ -244,13 +243,20 @@ pub fn release(engine: &mut Engine, peer: &Peer, id: LeaseId) {
 ///
 /// # Errors
 ///
-/// [`BrokerError::NoSuchLease`] where there is none, or where it has ended already.
-pub fn revoke(engine: &mut Engine, id: LeaseId) -> Result<(), Error> {
-    if !engine.leases.get_mut(id).is_some_and(|lease| lease.is_live()) {
-        return Err(no_such_lease(id).into());
-    }
+/// [`BrokerError::NoSuchLease`] where there is none. One that lingers stays as it is.
+pub fn revoke(engine: &mut Engine, id: LeaseId) -> Result<Revoked, Error> {
+    let lease = engine.leases.get_mut(id).ok_or_else(|| no_such_lease(id))?;
+    // Such a lease is not listed after its end; but whoever has its sockets may still bind them.
+    let is_unbound = |leased: &LeasedSocket| leased.socket.is_bound().is_ok_and(|bound| !bound);
+    let unbound = lease.sockets.iter().any(is_unbound);
     end(engine, id, Reason::Revoked);
-    Ok(())
+    settle(engine, Instant::now());
+    let lease = engine.leases.get_mut(id);
+    Ok(Revoked {
+        rx_stopped: lease.as_ref().is_none_or(|lease| lease.rx_stopped()),
+        tx_may_continue: lease.is_some() || unbound,
+        lease: lease.map(|lease| report::lease(lease)),
+    })
 }
 
 /// A device was deleted or moved away: with it went the sockets' queues, the program and the map's use.
@@ -262,7 +268,7 @@ pub fn device_gone(engine: &mut Engine, index: u32) {
     }
     for id in engine.leases.ids(|lease| lease.device().index == index) {
         end(engine, id, Reason::DeviceGone);
-        engine.leases.remove(id);
+        free(engine, id);
     }
 }
 
@@ -286,7 +292,7 @@ pub fn stop(engine: &mut Engine) {
         std::thread::sleep(Duration::from_millis(2));
     }
     for id in engine.leases.ids(|_| true) {
-        engine.leases.remove(id);
+        drop(engine.leases.take(id));
     }
     engine.redirects.clear();
     engine.audit.write(&Line::new(Event::Stopped));
@@ -326,5 +332,6 @@ fn look_again_later(lease: &mut Lease, now: Instant) {
     const LONGEST: Duration = Duration::from_secs(1);
 
     lease.linger_wait = (lease.linger_wait * 3 / 2).clamp(FIRST, LONGEST);
-    lease.due = Some(now + lease.linger_wait);
+    let at = now + lease.linger_wait;
+    lease.due().set(at);
 }

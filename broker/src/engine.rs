@@ -2,11 +2,12 @@
 //!
 //! It runs plain synchronous code, one job at a time. What the kernel finishes later is a state of a lease that the
 //! engine comes back to, so that nobody waits for another's queue. There is one crossing there and one back:
-//! [`EngineHandle::call`].
+//! [`EngineHandle::call`]. Users have turns there (`turns.rs`).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::rc::Rc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,11 @@ use crate::kernel::queue_probe::QueueProbe;
 use crate::kernel::redirect::Redirect;
 use crate::kernel::ring_probe;
 use crate::lease::Leases;
+use crate::links::{self, Links};
+use crate::monitor::Monitors;
 use crate::policy::Policy;
+pub use crate::turns::Turn;
+use crate::turns::Turns;
 
 /// What the engine owns. Never shared, never sent.
 #[derive(Debug)]
@@ -35,8 +40,12 @@ pub struct Engine {
     pub redirects: HashMap<u32, Redirect>,
     /// What confines sockets that leave unbound.
     pub locks: QueueLocks,
+    /// Devices as the kernel last described them.
+    pub links: Links,
     /// What it asks the kernel with whether a queue is taken.
     pub probe: QueueProbe,
+    /// Who wants to hear of it.
+    pub monitors: Monitors,
     /// Where it writes down what it did.
     pub audit: Audit,
     /// Where links are pinned.
@@ -61,43 +70,120 @@ impl Engine {
 
 type Job = Box<dyn FnOnce(&mut Engine) + Send>;
 
-enum Message {
-    Do(Job),
-    Stop,
+/// What waits for the engine, and whether it is still there to do it.
+#[derive(Default)]
+struct Inbox {
+    state: Mutex<InboxState>,
+    news: Condvar,
 }
 
+#[derive(Default)]
+struct InboxState {
+    turns: Turns<Job>,
+    /// After what waits now, nothing more is done.
+    stop: bool,
+    /// The thread has ended.
+    ended: bool,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, InboxState> {
+        // Nothing panics while it holds the lock: each change is a push or a pop.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next job; `None` to stop, or an error when that time has come.
+    fn next(&self, until: Option<Instant>) -> Result<Option<Job>, TimeIsUp> {
+        let mut state = self.lock();
+        loop {
+            if let Some(job) = state.turns.pop() {
+                return Ok(Some(job));
+            }
+            if state.stop {
+                return Ok(None);
+            }
+            let left = match until {
+                None => Duration::MAX,
+                Some(until) => until.saturating_duration_since(Instant::now()),
+            };
+            if left.is_zero() {
+                return Err(TimeIsUp);
+            }
+            state = match until {
+                None => self.news.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(_) => {
+                    let waited = self.news.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+}
+
+struct TimeIsUp;
+
 /// The way to the engine. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct EngineHandle(mpsc::Sender<Message>);
+#[derive(Clone)]
+pub struct EngineHandle(Arc<Inbox>);
+
+impl fmt::Debug for EngineHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EngineHandle")
+    }
+}
 
 impl EngineHandle {
-    /// Has the engine do something, and waits for what comes out.
+    /// Has the engine do something when it is that one's turn, and waits for what comes out.
     ///
     /// # Errors
     ///
     /// [`Failure::EngineStopped`].
     pub async fn call<T: Send + 'static>(
         &self,
+        turn: Turn,
         job: impl FnOnce(&mut Engine) -> T + Send + 'static,
     ) -> Result<T, Failure> {
         let (reply, result) = oneshot::channel();
         // A caller that is gone leaves its result to be dropped here, and dropping undoes.
-        self.post(move |engine| drop(reply.send(job(engine))));
+        self.send(turn, Box::new(move |engine| drop(reply.send(job(engine)))));
         result.await.map_err(|_| Failure::EngineStopped)
     }
 
-    /// Has the engine do something, some time.
+    /// Has the engine do something before anything that users ask for.
     pub fn post(&self, job: impl FnOnce(&mut Engine) + Send + 'static) {
-        if self.0.send(Message::Do(Box::new(job))).is_err() {
+        self.send(Turn::First, Box::new(job));
+    }
+
+    fn send(&self, turn: Turn, job: Job) {
+        let mut state = self.0.lock();
+        if state.ended {
             tracing::debug!("a job came after the engine had stopped");
+            // Not under the lock: what a job drops may send another one.
+            drop(state);
+            return;
         }
+        state.turns.push(turn, job);
+        drop(state);
+        self.0.news.notify_one();
     }
 
     /// Ends the engine's thread after all jobs that came before.
     pub fn stop(&self) {
-        if self.0.send(Message::Stop).is_err() {
-            tracing::debug!("the engine had stopped already");
-        }
+        self.0.lock().stop = true;
+        self.0.news.notify_one();
+    }
+}
+
+/// When the thread ends, by a panic too, whoever waits for a job learns of it: the jobs are dropped.
+struct Closing(Arc<Inbox>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.ended = true;
+        let left = std::mem::take(&mut state.turns);
+        drop(state);
+        drop(left);
     }
 }
 
@@ -133,47 +219,53 @@ pub struct Running {
 ///
 /// As clone(2).
 pub fn start(parts: Parts) -> Result<Running, Failure> {
-    let (sender, messages) = mpsc::channel();
+    let inbox = Arc::new(Inbox::default());
     let (alive, ended) = oneshot::channel();
+    let own = Arc::clone(&inbox);
     let thread = std::thread::Builder::new()
         .name("engine".into())
         .spawn(move || {
             // Dropped when the thread ends, by a panic too.
             let _alive = alive;
-            run(parts, &messages);
+            let closing = Closing(own);
+            run(parts, &closing.0);
         })
         .map_err(|source| Failure::kernel("clone", "engine thread", source))?;
     Ok(Running {
-        handle: EngineHandle(sender),
+        handle: EngineHandle(inbox),
         ended,
         thread,
     })
 }
 
-fn run(parts: Parts, messages: &mpsc::Receiver<Message>) {
-    /// Long enough to cost nothing, where nothing is due.
-    const IDLE: Duration = Duration::from_secs(3600);
-
+fn run(parts: Parts, inbox: &Inbox) {
     let mut engine = Engine {
         policy: parts.policy,
         leases: Leases::new(parts.accounts),
         redirects: HashMap::new(),
         locks: QueueLocks::new(parts.locks),
+        links: Links::default(),
         probe: QueueProbe::default(),
+        monitors: Monitors::default(),
         audit: parts.audit,
         pins: Rc::new(parts.pins),
         rings_can_be_mapped: None,
         started: Instant::now(),
         stopping: false,
     };
+    links::look_at_all(&mut engine);
     loop {
-        let due = engine.leases.iter().filter_map(|lease| lease.due);
-        let due = due.chain(engine.locks.due()).min();
-        let wait = due.map_or(IDLE, |due| due.saturating_duration_since(Instant::now()));
-        match messages.recv_timeout(wait) {
-            Ok(Message::Do(job)) => job(&mut engine),
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+        let due = engine
+            .leases
+            .agenda()
+            .next()
+            .into_iter()
+            .chain(engine.locks.due())
+            .min();
+        match inbox.next(due) {
+            Ok(Some(job)) => job(&mut engine),
+            Ok(None) => return,
+            Err(TimeIsUp) => {}
         }
         end::settle(&mut engine, Instant::now());
     }

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use xsk_client::wire::{BrokerError, InterfaceName};
+use xsk_client::wire::{BrokerError, InterfaceName, ServiceError};
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,24 @@ pub enum Error {
     /// Ours; the peer is told to look into the log.
     #[error(transparent)]
     Failed(#[from] Failure),
+}
+
+/// Why a request was not done: an error of the broker's interface, or of every Varlink service.
+pub(crate) enum RequestError {
+    Service(ServiceError),
+    Request(Error),
+}
+
+impl From<ServiceError> for RequestError {
+    fn from(error: ServiceError) -> Self {
+        Self::Service(error)
+    }
+}
+
+impl<E: Into<Error>> From<E> for RequestError {
+    fn from(error: E) -> Self {
+        Self::Request(error.into())
+    }
 }
 
 /// What can fail on our side.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use xsk_client::wire::{
-    Acquire, Acquired, Activated, ActivatedSocket, BindReply, BrokerError, GrantedSocket, InterfaceName,
+    Acquire, Acquired, Activated, ActivatedSocket, BindReply, Change, GrantedSocket, InterfaceName,
     LeaseState, QueueLock, SocketKind,
 };
 
@@ -163,8 +163,12 @@ pub fn acquire(
     let (watch, ended) = oneshot::channel();
     let mut lease = Lease::new(reservation, redirect, made.sockets, lock, watch);
     (lease.umem, lease.confinement, lease.label) = (made.umem, made.confinement, label);
+    if let Some(now) = engine.links.get(lease.device().index) {
+        lease.device_is_now(now.clone());
+    }
     let id = lease.id();
     engine.audit.write(&Line::new(Event::Granted).lease(&lease));
+    engine.monitors.publish(&lease, Change::State);
     engine.leases.add(lease);
     Ok(HandOver {
         reply: HandOverReply::Acquired(reply),
@@ -301,10 +305,11 @@ fn fill_slots(engine: &mut Engine, id: LeaseId) -> Result<Activated, Error> {
         }
     }
     lease.state = LeaseState::Active;
-    lease.due = None;
+    lease.due().clear();
     // Bound sockets are sealed (F6), and these are where they belong: nothing has to confine them any more.
     lease.confinement = None;
     engine.audit.write(&Line::new(Event::Activated).lease(lease));
+    engine.monitors.publish(lease, Change::State);
     Ok(activated(lease))
 }
 
@@ -315,7 +320,7 @@ pub fn refused(engine: &mut Engine, peer: &Peer, call: &Acquire, error: &Error) 
         .target(&call.interface, &call.queues);
     engine
         .audit
-        .write(&line.reason(reason_of(error)).message(&chain(error)));
+        .write(&line.reason(refusals::reason_of(error)).message(&chain(error)));
 }
 
 /// The program on the reservation's device, attached now if it is not there yet; and the device as it is with it.
@@ -431,19 +436,5 @@ fn event_of(error: &Error) -> Event {
     match error {
         Error::Refused(_) => Event::Refused,
         Error::Failed(_) => Event::Failed,
-    }
-}
-
-fn reason_of(error: &Error) -> &'static str {
-    match error {
-        Error::Refused(BrokerError::Denied { .. }) => "denied",
-        Error::Refused(BrokerError::QueueBusy { .. }) => "queue-busy",
-        Error::Refused(BrokerError::QuotaExceeded { .. }) => "quota-exceeded",
-        Error::Refused(BrokerError::NoSuchQueue { .. }) => "no-such-queue",
-        Error::Refused(BrokerError::DeviceUnavailable { .. }) => "device-unavailable",
-        Error::Refused(_) => "refused",
-        Error::Failed(Failure::Kernel { .. }) => "kernel",
-        Error::Failed(Failure::Xdp { .. }) => "xdp",
-        Error::Failed(_) => "internal",
     }
 }

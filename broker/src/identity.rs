@@ -10,6 +10,8 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use xsk_client::wire::{BrokerError, Transfer};
+
 use crate::kernel::peer::{peer_groups, peer_pidfd};
 
 /// Whom a policy speaks about.
@@ -94,6 +96,52 @@ pub struct Process {
 }
 
 impl Process {
+    /// The process that a client names, if it is that one: the pid may have been given to another meanwhile, or be a
+    /// lie. From Linux 6.9 the inode of its pidfd decides, before that the time of its start.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::NoSuchProcess`], [`BrokerError::InvalidRequest`] where what decides was not given.
+    pub fn named(call: &Transfer) -> Result<Self, BrokerError> {
+        let no_such = |message| BrokerError::NoSuchProcess {
+            pid: call.pid,
+            message,
+        };
+        let gone = || {
+            no_such(format!(
+                "there is no process {} in the broker's pid namespace, or it has exited",
+                call.pid
+            ))
+        };
+        let pid = i32::try_from(call.pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(gone)?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| gone())?;
+        let unique = has_unique_inode(&pidfd);
+        let process = Self::new(pid, pidfd).map_err(|_| gone())?;
+        let (told, needed) = match unique {
+            true => (call.pidfd_inode, "pidfdInode"),
+            false => (call.start_ticks, "startTicks"),
+        };
+        if told.is_none() {
+            return Err(BrokerError::InvalidRequest {
+                message: format!(
+                    "parameters of Transfer: on this kernel {needed} tells a process from another, give it"
+                ),
+            });
+        }
+        let is_named = (!unique || call.pidfd_inode == Some(process.inode))
+            && call.start_ticks.is_none_or(|ticks| ticks == process.start_ticks);
+        match is_named {
+            true => Ok(process),
+            false => Err(no_such(format!(
+                "process {} is another one than was named: {needed} differs",
+                call.pid
+            ))),
+        }
+    }
+
     fn new(pid: Pid, pidfd: OwnedFd) -> Result<Self, IdentityError> {
         let stat = rustix::fs::fstat(&pidfd).map_err(|source| IdentityError::Ask {
             option: "fstat of the pidfd",
@@ -122,7 +170,8 @@ impl Process {
         let now = boot_ticks();
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| IdentityError::Gone)?;
         let process = Self::new(pid, pidfd)?;
-        let same_user = effective_uid(process.pid)? == uid;
+        let [_, effective, _] = uids(process.pid)?;
+        let same_user = effective == uid;
         if !same_user || process.start_ticks > now || hung_up(socket) || process.has_exited() {
             return Err(IdentityError::Gone);
         }
@@ -151,6 +200,20 @@ impl Process {
     /// The inode number of its pidfd: unique for each process from Linux 6.9 (pidfs), the same for all before.
     pub fn inode(&self) -> u64 {
         self.inode
+    }
+
+    /// Its real, effective and saved uid now.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Gone`]: it has exited, or its `/proc/PID/status` cannot be read.
+    pub fn uids(&self) -> Result<[u32; 3], IdentityError> {
+        let uids = uids(self.pid)?;
+        // They were read by pid, which is its own for as long as it runs.
+        match self.has_exited() {
+            true => Err(IdentityError::Gone),
+            false => Ok(uids),
+        }
     }
 
     /// Its pidfd, readable once it has exited (pidfd_open(2)).
@@ -212,13 +275,26 @@ fn hung_up(socket: BorrowedFd<'_>) -> bool {
             .any(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR))
 }
 
-/// The second number of the line Uid of /proc/PID/status (proc_pid_status(5)). The owner of /proc/PID itself is root
-/// for a process that has changed its uid.
-fn effective_uid(pid: u32) -> Result<u32, IdentityError> {
+/// The first three numbers of the line Uid of /proc/PID/status (proc_pid_status(5)): real, effective, saved. The owner of
+/// /proc/PID itself is root for a process that has changed its uid.
+fn uids(pid: u32) -> Result<[u32; 3], IdentityError> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| IdentityError::Gone)?;
-    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    uids.and_then(|uids| uids.split_whitespace().nth(1)?.parse().ok())
-        .ok_or(IdentityError::Gone)
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let mut uids = line.unwrap_or_default().split_whitespace().map(str::parse);
+    let mut next = || uids.next()?.ok();
+    match (next(), next(), next()) {
+        (Some(real), Some(effective), Some(saved)) => Ok([real, effective, saved]),
+        _ => Err(IdentityError::Gone),
+    }
+}
+
+/// Whether the inode number of a pidfd is its process's own: from Linux 6.9 they are files of pidfs
+/// (`pidfs_alloc_file`, fs/pidfs.c), before all share one anonymous inode.
+fn has_unique_inode(pidfd: &OwnedFd) -> bool {
+    /// include/uapi/linux/magic.h.
+    const PID_FS_MAGIC: rustix::fs::FsWord = 0x5049_4446;
+
+    rustix::fs::fstatfs(pidfd).is_ok_and(|file_system| file_system.f_type == PID_FS_MAGIC)
 }
 
 /// Field 22 of /proc/PID/stat (proc_pid_stat(5)): when the process started, in clock ticks since boot.

@@ -4,26 +4,33 @@
 //! [`Terms`], only [`Leases::reserve`] makes a [`Reservation`], only the kernel module makes kernel objects and
 //! wants to see a reservation for it. Undo is Drop: a reservation gives its queues and its charge back.
 
+mod busy;
 mod hold;
+mod reservation;
 mod socket;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use xsk_client::wire::{BrokerError, Counters, LeaseQueue, LeaseState, QueueLock, SocketKind};
+use xsk_client::wire::{
+    BindMode, BrokerError, Counters, EndReason, LeaseQueue, LeaseState, QueueLock, SocketKind,
+};
 
+use crate::agenda::{Agenda, Due};
 use crate::charge::{Accounts, Charge, Resource};
 use crate::device::Device;
-use crate::end::Reason;
 use crate::identity::{Peer, Process};
+use crate::kernel::link_events::LinkNow;
 use crate::kernel::queue_lock::{Confinement, Retirement};
 use crate::kernel::redirect::Redirect;
 use crate::kernel::umem::Umem;
 use crate::policy::Terms;
 
 use hold::{Hold, Holds};
+
+pub use reservation::Reservation;
 pub use socket::LeasedSocket;
 
 /// Names a lease; never used twice by one broker.
@@ -42,9 +49,10 @@ pub struct Leases {
     last_id: u64,
     by_id: BTreeMap<LeaseId, Lease>,
     holds: Holds,
+    agenda: Agenda,
     accounts: Accounts,
     /// Charges for sockets that may live on though their leases have ended, and until when each is kept.
-    abandoned: Vec<(Instant, Charge)>,
+    abandoned: VecDeque<(Instant, Charge)>,
 }
 
 /// How many sockets a uid may leave unbound in [`ABANDONED_FOR`]: enough for any honest failure to be tried again, and too
@@ -59,6 +67,11 @@ impl Leases {
             accounts,
             ..Self::default()
         }
+    }
+
+    /// When to look at which of them.
+    pub fn agenda(&self) -> &Agenda {
+        &self.agenda
     }
 
     /// Where it charges.
@@ -108,6 +121,7 @@ impl Leases {
             device,
             requester: Arc::clone(peer),
             since: Instant::now(),
+            due: self.agenda.place_for(id),
             _hold: hold,
             _charge: charge,
             _umem_charge: umem_charge,
@@ -138,7 +152,10 @@ impl Leases {
     /// Refuses a uid that has left too many sockets unbound lately.
     fn check_abandoned(&mut self, uid: u32) -> Result<(), BrokerError> {
         let now = Instant::now();
-        self.abandoned.retain(|(until, _)| *until > now);
+        // In the order of their times: each is kept equally long.
+        while self.abandoned.front().is_some_and(|(until, _)| *until <= now) {
+            self.abandoned.pop_front();
+        }
         let in_use = self.accounts.charged_to(uid, &Resource::Abandoned);
         if in_use < ABANDONED_MAX {
             return Ok(());
@@ -154,47 +171,18 @@ impl Leases {
         })
     }
 
-    /// Drops a lease whose sockets were handed over and never bound: whoever has them may keep them, and their rings.
+    /// Charges for a lease's sockets that were handed over and never bound: whoever has them may keep them, and their
+    /// rings.
     pub fn abandon(&mut self, id: LeaseId) {
-        let Some(lease) = self.by_id.remove(&id) else {
+        let Some(lease) = self.by_id.get_mut(&id) else {
             return;
         };
+        // Under a lock they were retired, and can be bound no more.
+        lease.abandoned = lease.queue_lock == QueueLock::None;
         let sockets = u64::try_from(lease.terms().queues().len()).unwrap_or(u64::MAX);
         let uid = lease.requester().subject().uid;
         if let Ok(charge) = self.accounts.charge(uid, Resource::Abandoned, sockets, u64::MAX) {
-            self.abandoned.push((Instant::now() + ABANDONED_FOR, charge));
-        }
-    }
-
-    fn busy(&self, device: &Device, queue: u32, holder: LeaseId, peer: &Peer) -> BrokerError {
-        let lease = self.by_id.get(&holder);
-        let state = lease.map(|lease| lease.state);
-        let ends = matches!(state, Some(LeaseState::Ending | LeaseState::Lingering));
-        let own = lease.is_some_and(|lease| lease.reservation.requester.subject().uid == peer.subject().uid);
-        let name = &device.name;
-        // Whose it is is nobody else's business.
-        let whose = if own {
-            format!("lease {holder} of your own")
-        } else {
-            "another lease".to_owned()
-        };
-        let message = if state == Some(LeaseState::Lingering) {
-            format!(
-                "queue {queue} of {name} was held by {whose}, whose socket is still bound to it; it is free when that socket is gone"
-            )
-        } else if ends {
-            format!("queue {queue} of {name} was held by {whose}, whose end is not over yet; ask again")
-        } else {
-            format!(
-                "queue {queue} of {name} is held by {whose}; ask for another queue, or wait for its release"
-            )
-        };
-        let retry_after_ms = ends.then_some(10);
-        BrokerError::QueueBusy {
-            interface: name.clone(),
-            queue,
-            retry_after_ms,
-            message,
+            self.abandoned.push_back((Instant::now() + ABANDONED_FOR, charge));
         }
     }
 
@@ -208,9 +196,9 @@ impl Leases {
         self.by_id.get_mut(&id)
     }
 
-    /// Drops a lease: its queues are free, its charge is given back.
-    pub fn remove(&mut self, id: LeaseId) {
-        self.by_id.remove(&id);
+    /// Takes a lease out. With it go its queues and its charges.
+    pub fn take(&mut self, id: LeaseId) -> Option<Lease> {
+        self.by_id.remove(&id)
     }
 
     /// The queues of a device that bound sockets of ours are on.
@@ -242,42 +230,6 @@ impl Leases {
     }
 }
 
-/// Queues taken and charged for. Dropped, it gives both back.
-#[derive(Debug)]
-#[must_use = "dropping a reservation gives its queues back"]
-pub struct Reservation {
-    id: LeaseId,
-    terms: Terms,
-    device: Device,
-    requester: Arc<Peer>,
-    since: Instant,
-    _hold: Hold,
-    _charge: Charge,
-    _umem_charge: Option<Charge>,
-}
-
-impl Reservation {
-    /// The lease's number.
-    pub fn id(&self) -> LeaseId {
-        self.id
-    }
-
-    /// What the rule allows.
-    pub fn terms(&self) -> &Terms {
-        &self.terms
-    }
-
-    /// The device, as it was when the queues were taken.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// Who asked and is charged.
-    pub fn requester(&self) -> &Arc<Peer> {
-        &self.requester
-    }
-}
-
 /// A lease.
 #[derive(Debug)]
 pub struct Lease {
@@ -290,15 +242,10 @@ pub struct Lease {
     pub confinement: Option<Confinement>,
     /// What is being done about sockets that were unbound when it ended.
     pub retirement: Option<Retirement>,
-    /// Why it has ended.
-    pub ended: Option<Reason>,
     /// Whether some of its sockets were bound when it ended: then the kernel may hold its queues.
     pub bound_at_end: bool,
     /// How far it has come.
     pub state: LeaseState,
-    /// What is to be done with it, and when, without anybody asking: end it if it is not active, or look whether its bare
-    /// sockets are bound by now; look whether its queues are free if it lingers.
-    pub due: Option<Instant>,
     /// When it ends if it is not active.
     pub deadline: Instant,
     /// How long the last wait for its queues was.
@@ -307,11 +254,16 @@ pub struct Lease {
     pub look_failed: bool,
     /// The requester's text, for the log and the list.
     pub label: Option<String>,
+    /// Why and when it ended.
+    pub ended: Option<(EndReason, Instant)>,
+    /// Whether it ended with sockets that are unbound and out of reach: whoever has them may still bind them.
+    pub abandoned: bool,
     /// What its sockets had counted when it ended.
     pub last_seen: Vec<LeaseQueue>,
     /// Tells whoever watches the holder that there is nothing to watch any more, by being dropped.
     pub watch: Option<oneshot::Sender<()>>,
     queue_lock: QueueLock,
+    link: Option<LinkNow>,
     redirect: Redirect,
     holder: Arc<Process>,
     holder_uid: u32,
@@ -321,33 +273,35 @@ pub struct Lease {
 impl Lease {
     /// A lease whose sockets are about to be handed over. Its holder is the requester's process.
     pub fn new(
-        reservation: Reservation,
+        mut reservation: Reservation,
         redirect: Redirect,
         sockets: Vec<LeasedSocket>,
         queue_lock: QueueLock,
         watch: oneshot::Sender<()>,
     ) -> Self {
-        let deadline = Instant::now() + reservation.terms().activate_within();
-        let due = match reservation.terms().sockets() {
+        let deadline = Instant::now() + reservation.terms.activate_within();
+        reservation.due.set(match reservation.terms.sockets() {
             SocketKind::Prepared | SocketKind::Bound => deadline,
+            // It is looked at until its sockets are seen bound.
             SocketKind::Bare => Instant::now(),
-        };
+        });
         Self {
             sockets,
             umem: None,
             state: LeaseState::HandedOver,
-            due: Some(due),
             deadline,
             linger_wait: Duration::ZERO,
             look_failed: false,
+            ended: None,
+            abandoned: false,
             last_seen: Vec::new(),
             label: None,
             queue_lock,
             confinement: None,
             retirement: None,
-            ended: None,
             bound_at_end: false,
             watch: Some(watch),
+            link: None,
             redirect,
             holder: Arc::clone(reservation.requester().process()),
             holder_uid: reservation.requester().subject().uid,
@@ -395,6 +349,7 @@ impl Lease {
             None => LeaseQueue {
                 queue,
                 mode: None,
+                socket_inode: None,
                 counters: Counters::default(),
             },
         }
@@ -425,6 +380,43 @@ impl Lease {
         self.holder_uid
     }
 
+    /// Learns how its device is now: its name, whether it is up, its MTU.
+    pub fn device_is_now(&mut self, now: LinkNow) {
+        self.reservation.device.name = now.name.clone();
+        self.link = Some(now);
+    }
+
+    /// How its device was last described by the kernel.
+    pub fn link(&self) -> Option<&LinkNow> {
+        self.link.as_ref()
+    }
+
+    /// Moves it to another process, which is told by `watch` when there is nothing to watch any more.
+    pub fn move_to(&mut self, holder: Arc<Process>, uid: u32, watch: oneshot::Sender<()>) {
+        self.holder = holder;
+        self.holder_uid = uid;
+        self.watch = Some(watch);
+    }
+
+    /// Whether no packet of its queues reaches its holder's memory: no slot is filled, and no zero-copy socket, to whose
+    /// memory the device goes on writing without one (F43), may live on.
+    pub fn rx_stopped(&self) -> bool {
+        let zero_copy = |queue: &LeaseQueue| queue.mode == Some(BindMode::ZeroCopy);
+        match self.state {
+            LeaseState::Ending | LeaseState::Lingering => !self.last_seen.iter().any(zero_copy),
+            _ => self.sockets.iter().all(|leased| leased.slot.is_none()),
+        }
+    }
+
+    /// Whether a socket of it may still transmit (F18): no call takes that back.
+    pub fn tx_may_continue(&self) -> bool {
+        match (self.state, self.ended) {
+            (LeaseState::Freed, Some((EndReason::DeviceGone, _))) => false,
+            (LeaseState::Freed, _) => self.abandoned,
+            _ => true,
+        }
+    }
+
     /// Whether this peer's process is its holder.
     pub fn is_held_by(&self, peer: &Peer) -> bool {
         self.holder().is(peer.process())
@@ -436,6 +428,12 @@ impl Lease {
             self.state,
             LeaseState::Reserved | LeaseState::HandedOver | LeaseState::Active
         )
+    }
+
+    /// When something is to be done with it without anybody asking: it ends if it is not active by then, and if it lingers
+    /// its queues are looked at.
+    pub fn due(&mut self) -> &mut Due {
+        &mut self.reservation.due
     }
 
     /// Time since it began.

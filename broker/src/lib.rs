@@ -3,6 +3,7 @@
 //! One binary is the daemon and its command line; this library is what both, the tests and the fuzzers share.
 //! Read [`grant`] first: it is one grant from top to bottom. [`end`] is its counterpart.
 
+pub mod agenda;
 pub mod audit;
 pub mod call;
 pub mod charge;
@@ -16,10 +17,15 @@ pub mod grant;
 pub mod identity;
 pub mod kernel;
 pub mod lease;
+pub mod links;
+pub mod monitor;
 mod outgoing;
 pub mod policy;
 pub mod privileges;
 pub mod report;
 pub mod server;
 mod service;
+pub mod transfer;
+pub mod turns;
+mod watch;
 pub mod zero_copy;

@@ -1,7 +1,10 @@
 //! What the broker tells of itself: leases, interfaces, verdicts, status. Nothing here changes anything.
 
+use std::time::Duration;
+
 use xsk_client::wire::{
-    Explain, Explained, Holder, Interface, Interfaces, Lease as WireLease, Leases, Probe, Requester, Status,
+    Change, EndReason, Ended, Explain, Explained, Holder, Interface, Interfaces, Lease as WireLease,
+    LeaseEvent, Leases, Probe, Requester, Status, StillHeld,
 };
 
 use crate::charge::Resource;
@@ -24,22 +27,72 @@ pub enum Scope {
     All,
 }
 
+/// Whether a client may know of a lease: an operator, and whoever asked for it or holds it.
+pub fn sees(scope: Scope, uid: u32, lease: &Lease) -> bool {
+    scope == Scope::All || uid == lease.requester().subject().uid || uid == lease.holder_uid()
+}
+
 /// `ListLeases`.
-pub fn leases(engine: &Engine, scope: Scope, peer: &Peer) -> Leases {
-    let uid = peer.subject().uid;
-    let seen = |lease: &&Lease| scope == Scope::All || lease.requester().subject().uid == uid;
+pub fn leases(engine: &Engine, scope: Scope, uid: u32) -> Leases {
+    let seen = |lease: &&Lease| sees(scope, uid, lease);
     Leases {
         leases: engine.leases.iter().filter(seen).map(lease).collect(),
     }
 }
 
-fn lease(lease: &Lease) -> WireLease {
-    let (terms, device, subject, holder) = (
-        lease.terms(),
-        lease.device(),
-        lease.requester().subject(),
-        lease.holder(),
-    );
+/// A lease's holder now.
+pub fn holder(lease: &Lease) -> Holder {
+    let holder = lease.holder();
+    Holder {
+        pid: holder.pid(),
+        uid: lease.holder_uid(),
+        pidfd_inode: holder.inode(),
+        start_ticks: holder.start_ticks(),
+        alive: !holder.has_exited(),
+    }
+}
+
+/// An event in a lease's life, and how things stand after it.
+pub fn event(lease: &Lease, change: Change) -> LeaseEvent {
+    LeaseEvent {
+        lease: lease.id().0,
+        change,
+        state: lease.state,
+        reason: lease.ended.map(|(reason, _)| reason),
+        rx_stopped: lease.rx_stopped(),
+        tx_may_continue: lease.tx_may_continue(),
+        interface: lease.device().name.clone(),
+        queues: lease.terms().queues().clone(),
+        holder: holder(lease),
+        up: lease.link().is_some_and(|link| link.up),
+        mtu: lease.link().map_or(0, |link| link.mtu),
+    }
+}
+
+/// What still keeps the queues of a lease that has ended, as far as can be known.
+fn ended(lease: &Lease) -> Option<Ended> {
+    /// Twice what the kernel was seen to take after the last user of a socket is gone (F12, F34).
+    const LETTING_GO: Duration = Duration::from_millis(100);
+
+    let (reason, at) = lease.ended?;
+    let ago = at.elapsed();
+    let still_held = match (lease.holder().has_exited(), reason) {
+        (false, _) => StillHeld::Holder,
+        (true, EndReason::HolderExited) if ago > LETTING_GO => StillHeld::Others,
+        // When it exited is not known, only that it was after the end.
+        (true, _) if ago > LETTING_GO * 10 => StillHeld::Others,
+        (true, _) => StillHeld::Kernel,
+    };
+    Some(Ended {
+        reason,
+        ago_ms: u64::try_from(ago.as_millis()).unwrap_or(u64::MAX),
+        still_held,
+    })
+}
+
+/// A lease as it is now.
+pub fn lease(lease: &Lease) -> WireLease {
+    let (terms, device, subject) = (lease.terms(), lease.device(), lease.requester().subject());
     WireLease {
         lease: lease.id().0,
         interface: device.name.clone(),
@@ -49,12 +102,7 @@ fn lease(lease: &Lease) -> WireLease {
             uid: subject.uid,
             gid: subject.gid,
         },
-        holder: Holder {
-            pid: holder.pid(),
-            uid: lease.holder_uid(),
-            pidfd_inode: holder.inode(),
-            alive: !holder.has_exited(),
-        },
+        holder: holder(lease),
         rule: terms.rule().to_owned(),
         sockets: terms.sockets(),
         direction: terms.direction(),
@@ -62,6 +110,11 @@ fn lease(lease: &Lease) -> WireLease {
         queue_lock: lease.queue_lock(),
         xdp: lease.redirect().mode(),
         state: lease.state,
+        ended: ended(lease),
+        rx_stopped: lease.rx_stopped(),
+        tx_may_continue: lease.tx_may_continue(),
+        up: lease.link().is_some_and(|link| link.up),
+        mtu: lease.link().map_or(0, |link| link.mtu),
         age_ms: u64::try_from(lease.age().as_millis()).unwrap_or(u64::MAX),
         label: lease.label.clone(),
     }
@@ -108,6 +161,7 @@ pub fn interfaces(engine: &mut Engine, scope: Scope, peer: &Peer) -> Result<Inte
             interface_index: device.index,
             xdp: redirect.map(kernel::redirect::Redirect::mode),
             up: link.up,
+            mtu: link.mtu,
             queues: device.rx_queues,
             queues_max: device.max_queues,
             reserved: settings.reserved.below(device.max_queues),

@@ -20,12 +20,13 @@ use tokio::sync::oneshot;
 use crate::charge::{Accounts, Charge, Resource};
 use crate::connection::Connection;
 use crate::end;
-use crate::engine::{Engine, EngineHandle, Running};
+use crate::engine::{EngineHandle, Running, Turn};
 use crate::error::{Failure, chain};
 use crate::identity::Peer;
-use crate::kernel::netlink::{LinkEvent, LinkEvents, link_of};
+use crate::kernel::link_events::LinkEvents;
 use crate::kernel::peer::refuse_passed_fds;
 use crate::kernel::readable::Readable;
+use crate::links;
 use crate::report::Scope;
 
 /// How many connections one uid may have at a time, over both sockets.
@@ -85,17 +86,12 @@ pub async fn run(
     listeners: [Listener; 2],
     engine: Running,
     accounts: &Accounts,
-    links: LinkEvents,
+    sources: Vec<LinkEvents>,
 ) -> Result<(), Failure> {
     let failed = |call| move |source| Failure::kernel(call, "the runtime", source);
     let mut terminate = signal(SignalKind::terminate()).map_err(failed("signal(SIGTERM)"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("signal(SIGINT)"))?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(failed("signal(SIGHUP)"))?;
-    let news = links
-        .readable_fd()
-        .and_then(Readable::new)
-        .map_err(failed("epoll of netlink"))?;
-
     let mut paths = Vec::new();
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
@@ -104,7 +100,13 @@ pub async fn run(
         tasks.spawn(accept(socket, scope, engine.handle.clone(), accounts.clone()));
         paths.push(path);
     }
-    tasks.spawn(watch_links(links, news, engine.handle.clone()));
+    for source in sources {
+        let news = source
+            .readable_fd()
+            .and_then(Readable::new)
+            .map_err(failed("epoll of netlink"))?;
+        tasks.spawn(watch_links(source, news, engine.handle.clone()));
+    }
 
     let mut engine_ended = engine.ended;
     loop {
@@ -126,7 +128,7 @@ pub async fn run(
 }
 
 async fn stop(engine: &EngineHandle, ended: oneshot::Receiver<()>) -> Result<(), Failure> {
-    engine.call(end::stop).await?;
+    engine.call(Turn::First, end::stop).await?;
     engine.stop();
     // An error is the sender's drop: the thread's end, which is what we wait for.
     drop(ended.await);
@@ -203,33 +205,17 @@ fn charge(stream: &UnixStream, accounts: &Accounts) -> Option<Charge> {
     }
 }
 
-async fn watch_links(links: LinkEvents, news: Readable, engine: EngineHandle) {
+async fn watch_links(source: LinkEvents, news: Readable, engine: EngineHandle) {
     loop {
         let Ok(mut ready) = news.ready().await else { return };
-        match links.receive() {
+        match source.receive() {
             Ok(events) => events
                 .into_iter()
-                .for_each(|event| engine.post(move |engine| heed(engine, event))),
+                .for_each(|event| engine.post(move |engine| links::heed(engine, event))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
             Err(error) => {
-                tracing::warn!(%error, "rtnetlink");
+                tracing::warn!(%error, "netlink");
                 ready.clear_ready();
-            }
-        }
-    }
-}
-
-fn is_gone(index: u32) -> bool {
-    link_of(index).is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
-}
-
-fn heed(engine: &mut Engine, event: LinkEvent) {
-    match event {
-        LinkEvent::Gone(index) => end::device_gone(engine, index),
-        LinkEvent::Lost => {
-            let known: Vec<u32> = engine.redirects.keys().copied().collect();
-            for index in known.into_iter().filter(|index| is_gone(*index)) {
-                end::device_gone(engine, index);
             }
         }
     }

@@ -101,6 +101,9 @@ pub enum ProtocolError {
     /// The connection ended before the reply did.
     #[error("the connection was closed")]
     Closed,
+    /// None of the members that it could have.
+    #[error("a reply that says nothing")]
+    Empty,
     /// An error that this version does not know.
     #[error("error {0}")]
     UnknownError(String),
@@ -115,7 +118,7 @@ pub enum ProtocolError {
         /// How many fds came with it.
         fds: usize,
     },
-    /// The connection was left in the middle of a reply by an earlier failure.
+    /// The connection was left in the middle of a reply by an earlier failure, and it is not known where to connect anew.
     #[error("an earlier call on this connection failed in the middle: connect again")]
     Broken,
 }

@@ -1,31 +1,23 @@
-//! The connection to the broker: one Varlink call at a time, blocking, with a deadline.
-//!
-//! Replies are not believed: fds where none belong, indexes that do not match, and more bytes than a reply may have
-//! are errors, and every fd that came is closed. After a failure in the middle of a reply nobody knows where the next
-//! one begins, and the connection refuses further calls.
+//! The connection to the broker: its methods as functions. `channel.rs` carries them.
 
-use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::call_error::{CallError, ProtocolError};
-use crate::sys::{self, ReceiveError};
+use crate::channel::Channel;
+use crate::process::ProcessId;
 use crate::wire::{
-    self, Acquire, Acquired, Activate, Activated, BindReply, BrokerError, DEFAULT_SOCKET, Explain, Explained,
-    INTERFACE, Interfaces, LeaseReference, Leases, MAX_QUEUES, MessageBuffer, Reply, SERVICE_INTERFACE,
-    ServiceError, ServiceInfo, Status,
+    Acquire, Acquired, Activate, Activated, Bind, BindReply, DEFAULT_SOCKET, Explain, Explained, INTERFACE,
+    Interfaces, LeaseReference, Leases, MAX_QUEUES, Revoked, SERVICE_INTERFACE, ServiceInfo, Status,
+    Transferred,
 };
 
 /// Names the broker's socket, where it is not [`DEFAULT_SOCKET`].
 pub const SOCKET_VARIABLE: &str = "XSK_BROKER_SOCKET";
-
-/// The longest reply that is read: all leases of a large machine fit many times.
-const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
 
 /// A connection to the broker.
 ///
@@ -40,10 +32,7 @@ const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
 /// ```
 #[derive(Debug)]
 pub struct Broker {
-    stream: UnixStream,
-    incoming: MessageBuffer,
-    timeout: Duration,
-    broken: bool,
+    pub(crate) channel: Channel,
 }
 
 impl Broker {
@@ -63,26 +52,19 @@ impl Broker {
     ///
     /// [`CallError::Connect`].
     pub fn connect_to(path: impl AsRef<Path>) -> Result<Self, CallError> {
-        let path = path.as_ref();
-        let stream = UnixStream::connect(path).map_err(|cause| CallError::Connect {
-            path: path.to_owned(),
-            cause,
-        })?;
-        Ok(Self::over(stream))
+        let channel = Channel::connect(path.as_ref())?;
+        Ok(Self { channel })
     }
 
-    fn over(stream: UnixStream) -> Self {
-        Self {
-            stream,
-            incoming: MessageBuffer::new(MAX_REPLY_BYTES),
-            timeout: Duration::from_secs(10),
-            broken: false,
-        }
+    #[cfg(test)]
+    fn over(stream: std::os::unix::net::UnixStream) -> Self {
+        let channel = Channel::over(stream);
+        Self { channel }
     }
 
     /// How long a call may take in all; 10 seconds if not set.
     pub fn set_timeout(&mut self, timeout: Duration) {
-        self.timeout = timeout;
+        self.channel.timeout = timeout;
     }
 
     /// Asks for queues of one device, all or none. The sockets come in the order of `Acquired::sockets`; for sockets of
@@ -94,7 +76,9 @@ impl Broker {
     /// [`CallError::Refused`] with the reason; [`CallError::Protocol`] where sockets and fds do not match.
     pub fn acquire(&mut self, request: &Acquire) -> Result<(Acquired, Vec<OwnedFd>), CallError> {
         const METHOD: &str = "Acquire";
-        let (acquired, fds) = self.exchange::<Acquired>(INTERFACE, METHOD, Some(request), MAX_QUEUES)?;
+        let (acquired, fds) =
+            self.channel
+                .exchange::<Acquired>(INTERFACE, METHOD, Some(request), MAX_QUEUES)?;
         let sockets = in_order(&acquired, fds).map_err(|cause| CallError::Protocol {
             method: METHOD,
             cause,
@@ -112,7 +96,8 @@ impl Broker {
     pub fn bind(&mut self, lease: u64) -> Result<(BindReply, Vec<OwnedFd>), CallError> {
         const METHOD: &str = "Bind";
         let (bound, fds) =
-            self.exchange::<BindReply>(INTERFACE, METHOD, Some(&wire::Bind { lease }), MAX_QUEUES)?;
+            self.channel
+                .exchange::<BindReply>(INTERFACE, METHOD, Some(&Bind { lease }), MAX_QUEUES)?;
         let named = bound.sockets.iter().map(|socket| socket.socket_file_descriptor);
         let sockets = take_named(named, fds).map_err(|cause| CallError::Protocol {
             method: METHOD,
@@ -128,6 +113,17 @@ impl Broker {
     /// [`CallError::Refused`]: `NotBound`, `BoundElsewhere`, `ModeNotAllowed`, `NoSuchLease`.
     pub fn activate(&mut self, lease: u64) -> Result<Activated, CallError> {
         self.ask("Activate", &Activate { lease })
+    }
+
+    /// Moves a lease of this process to another one, as a manager does with what it took for a VMM: from then on it lives
+    /// and dies with that process. The rule that gave it names in `transfer-to` whose processes these may be.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Refused`]: `NoSuchLease`, `NoSuchProcess`, `Denied`. After a connection that broke meanwhile,
+    /// [`Self::list_leases`] says whose the lease is.
+    pub fn transfer(&mut self, lease: u64, to: &ProcessId) -> Result<Transferred, CallError> {
+        self.ask("Transfer", &to.transfer_of(lease))
     }
 
     /// Ends a lease of one's own. It is no error where it has ended already, or is another's: that
@@ -173,8 +169,8 @@ impl Broker {
     /// # Errors
     ///
     /// [`CallError::Refused`]: `NoSuchLease`; [`CallError::Service`] on the broker socket.
-    pub fn revoke(&mut self, lease: u64) -> Result<(), CallError> {
-        self.ask::<Nothing>("Revoke", &LeaseReference { lease }).map(drop)
+    pub fn revoke(&mut self, lease: u64) -> Result<Revoked, CallError> {
+        self.ask("Revoke", &LeaseReference { lease })
     }
 
     /// How the daemon is doing. On the control socket only.
@@ -192,7 +188,9 @@ impl Broker {
     ///
     /// Those of the connection.
     pub fn get_info(&mut self) -> Result<ServiceInfo, CallError> {
-        let (info, _) = self.exchange(SERVICE_INTERFACE, "GetInfo", None::<&Nothing>, 0)?;
+        let (info, _) = self
+            .channel
+            .exchange(SERVICE_INTERFACE, "GetInfo", None::<&Nothing>, 0)?;
         Ok(info)
     }
 
@@ -214,144 +212,12 @@ impl Broker {
         method: &'static str,
         parameters: &impl Serialize,
     ) -> Result<R, CallError> {
-        Ok(self.exchange(INTERFACE, method, Some(parameters), 0)?.0)
+        Ok(self.channel.exchange(INTERFACE, method, Some(parameters), 0)?.0)
     }
-
-    fn exchange<R: DeserializeOwned>(
-        &mut self,
-        interface: &str,
-        method: &'static str,
-        parameters: Option<&impl Serialize>,
-        fds_limit: usize,
-    ) -> Result<(R, Vec<OwnedFd>), CallError> {
-        let protocol = |cause: ProtocolError| CallError::Protocol { method, cause };
-        let call = CallOf {
-            method: format!("{interface}.{method}"),
-            parameters,
-        };
-        let call = wire::encode(&call).map_err(|error| protocol(error.into()))?;
-        if self.broken {
-            return Err(protocol(ProtocolError::Broken));
-        }
-        // Until the whole reply is here.
-        self.broken = true;
-        let (message, fds) = self
-            .round_trip(&call, fds_limit)
-            .map_err(|failure| match failure {
-                Failure::Io(error) if is_timeout(&error) => CallError::Timeout {
-                    method,
-                    waited: self.timeout,
-                },
-                Failure::Io(cause) => CallError::Connection { method, cause },
-                Failure::Protocol(cause) => protocol(cause),
-            })?;
-        self.broken = false;
-        let reply: Reply = serde_json::from_slice(&message).map_err(|error| protocol(error.into()))?;
-        let parameters = reply
-            .parameters
-            .as_deref()
-            .map_or("{}", |parameters| parameters.get());
-        match reply.error {
-            None => {
-                let result = serde_json::from_str(parameters).map_err(|error| protocol(error.into()))?;
-                Ok((result, fds))
-            }
-            Some(name) => Err(refusal(method, name, parameters)),
-        }
-    }
-
-    fn round_trip(&mut self, call: &[u8], fds_limit: usize) -> Result<(Vec<u8>, Vec<OwnedFd>), Failure> {
-        let deadline = Instant::now() + self.timeout;
-        self.stream.set_write_timeout(Some(left(deadline)?))?;
-        self.stream.write_all(call)?;
-        let mut fds = Vec::new();
-        let mut buffer = vec![0; 64 * 1024];
-        loop {
-            if let Some(message) = self.incoming.next_message().map_err(ProtocolError::from)? {
-                return match self.incoming.is_empty() {
-                    true => Ok((message, fds)),
-                    false => Err(ProtocolError::Surplus.into()),
-                };
-            }
-            self.stream.set_read_timeout(Some(left(deadline)?))?;
-            match sys::receive_with_fds(self.stream.as_fd(), &mut buffer, fds_limit - fds.len()) {
-                Ok((0, _)) => return Err(ProtocolError::Closed.into()),
-                Ok((bytes, more)) => {
-                    self.incoming.extend(&buffer[..bytes]);
-                    fds.extend(more);
-                }
-                Err(ReceiveError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(ReceiveError::Io(error)) => return Err(error.into()),
-                Err(error) => return Err(ProtocolError::from(error).into()),
-            }
-        }
-    }
-}
-
-/// As [`wire::Call`], with parameters that are not yet text.
-#[derive(Serialize)]
-struct CallOf<'a, P> {
-    method: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    parameters: Option<&'a P>,
 }
 
 #[derive(Debug, Serialize, serde::Deserialize)]
 struct Nothing {}
-
-enum Failure {
-    Io(io::Error),
-    Protocol(ProtocolError),
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl From<ProtocolError> for Failure {
-    fn from(error: ProtocolError) -> Self {
-        Self::Protocol(error)
-    }
-}
-
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
-}
-
-/// The time that is left; a socket's timeout of zero would mean for ever.
-fn left(deadline: Instant) -> Result<Duration, io::Error> {
-    match deadline.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
-        left => Ok(left),
-    }
-}
-
-/// Reads an error reply.
-fn refusal(method: &'static str, name: String, parameters: &str) -> CallError {
-    // Both enumerations are tagged by the error's name, with the parameters beside it.
-    let text = format!(
-        r#"{{"error":{},"parameters":{parameters}}}"#,
-        serde_json::Value::from(name.as_str())
-    );
-    if let Ok(error) = serde_json::from_str::<BrokerError>(&text) {
-        return CallError::Refused {
-            method,
-            cause: Box::new(error),
-        };
-    }
-    if let Ok(error) = serde_json::from_str::<ServiceError>(&text) {
-        return CallError::Service {
-            method,
-            cause: Box::new(error),
-        };
-    }
-    CallError::Protocol {
-        method,
-        cause: ProtocolError::UnknownError(name),
-    }
-}
 
 /// The fds in the order of the sockets, or that of the umem.
 pub(crate) fn in_order(acquired: &Acquired, fds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, ProtocolError> {

@@ -21,6 +21,8 @@ mod bind;
 mod call_error;
 #[cfg(feature = "datapath")]
 mod cast;
+#[cfg(all(feature = "wire", feature = "sys"))]
+mod channel;
 #[cfg(feature = "datapath")]
 mod chunks;
 #[cfg(all(feature = "wire", feature = "sys"))]
@@ -39,8 +41,12 @@ mod inherit;
 mod memlock;
 #[cfg(feature = "datapath")]
 mod metadata;
+#[cfg(all(feature = "wire", feature = "sys"))]
+mod monitor;
 #[cfg(feature = "datapath")]
 mod pool;
+#[cfg(all(feature = "wire", feature = "sys"))]
+mod process;
 #[cfg(feature = "datapath")]
 pub mod raw;
 #[cfg(feature = "datapath")]
@@ -78,6 +84,10 @@ pub use frame::{Frame, Unsent, UnsentReason};
 pub use grant::{Bound, Grant, Request};
 #[cfg(feature = "sys")]
 pub use memlock::MemlockTooLow;
+#[cfg(all(feature = "wire", feature = "sys"))]
+pub use monitor::{Monitor, News};
+#[cfg(all(feature = "wire", feature = "sys"))]
+pub use process::ProcessId;
 #[cfg(feature = "datapath")]
 pub use receive::{Received, RxFrame};
 #[cfg(feature = "datapath")]

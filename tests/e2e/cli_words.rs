@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 
 use crate::scene::{EVERY_INTERFACE, Scene, allow, tenant_rule};
 
-const VERBS: [&str; 7] = ["serve", "check", "explain", "list", "status", "grant", "revoke"];
+const VERBS: [&str; 8] = [
+    "serve", "check", "explain", "list", "status", "grant", "revoke", "monitor",
+];
 
 fn ends(output: &Output, code: i32, words: &str) {
     assert_eq!(output.code, Some(code), "{output:?}");
@@ -168,7 +170,7 @@ fn every_end_has_its_code() {
     ends(&broker.cli(&["revoke", "999"]).unwrap(), 1, "no lease 999");
     ends(
         &broker.cli(&["revoke", "1"]).unwrap(),
-        0,
+        75,
         "lease 1 of eth0:3 has ended",
     );
     ends(&broker.cli(&["list"]).unwrap(), 0, "lingering");

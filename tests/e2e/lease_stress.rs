@@ -158,7 +158,7 @@ fn a_steady_holder_loses_nothing_in_the_crowd() {
         let mut actors: Vec<Actor<'_>> = uids.map(|uid| Actor::new(&world, uid)).collect();
         for _ in 0..OPERATIONS {
             let actor = usize::try_from(random.below(USERS as u64)).unwrap();
-            let mut revoke = |lease| operator.revoke(lease).unwrap();
+            let mut revoke = |lease| drop(operator.revoke(lease).unwrap());
             let what = actors[actor].act(&mut random, &mut revoke);
             *done.entry(what).or_default() += 1;
         }

@@ -36,8 +36,13 @@ mod lease_denied_busy;
 mod lease_device;
 mod lease_ends;
 mod lease_isolation;
+mod lease_links;
+mod lease_manager;
+mod lease_monitor;
+mod lease_revoke;
 mod lease_scene;
 mod lease_stress;
+mod lease_transfer;
 mod lock_placeholders;
 mod nic_queues;
 mod nic_steering;
@@ -72,6 +77,7 @@ e2e::bodies![
     fixture_users::report_status,
     fixture_users::sleep_long,
     fixture_world::world_with_a_holder,
+    lease_transfer::undumpable,
     wire_fds::receive_both_ways,
     wire_zlink::zlink_client,
     puppet_body::puppet,

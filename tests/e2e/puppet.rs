@@ -76,6 +76,18 @@ pub(crate) enum Order {
         frame: Vec<u8>,
         frames: u64,
     },
+    /// Sends these frames over the socket of a queue.
+    Transmit {
+        lease: u64,
+        queue: u32,
+        frames: Vec<Vec<u8>>,
+    },
+    /// Keeps a ring of a lease's first socket mapped, for as long as it lives.
+    KeepMapping { lease: u64 },
+    /// Moves a lease to the process with that pid.
+    Transfer { lease: u64, pid: u32 },
+    /// Calls any method.
+    Call { method: String, parameters: Value },
     /// Starts another puppet, which inherits the sockets of a lease and takes its strings there.
     Beget { lease: u64, strings: String },
 }
@@ -227,6 +239,27 @@ impl Puppet {
 
     pub(crate) fn release(&mut self, lease: u64) {
         self.ask(&Order::Release { lease }).unwrap();
+    }
+
+    /// Sends frames.
+    pub(crate) fn transmit(
+        &mut self,
+        lease: u64,
+        queue: u32,
+        frames: Vec<Vec<u8>>,
+    ) -> Result<Value, Failure> {
+        self.ask(&Order::Transmit { lease, queue, frames })
+    }
+
+    pub(crate) fn transfer(&mut self, lease: u64, pid: u32) -> Result<Value, Failure> {
+        self.ask(&Order::Transfer { lease, pid })
+    }
+
+    pub(crate) fn call(&mut self, method: &str, parameters: Value) -> Result<Value, Failure> {
+        self.ask(&Order::Call {
+            method: method.to_owned(),
+            parameters,
+        })
     }
 
     pub(crate) fn close(&mut self, lease: u64) {

@@ -9,11 +9,12 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use e2e::holder::{ARGUMENTS, BODY};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Serialize;
 use serde_json::{Value, json};
 use xsk_client::sys::{self, BindFlags, Mapping, Prefault};
 use xsk_client::wire::{Acquired, RingSizes, SocketKind};
-use xsk_client::{BindOptions, Broker, CallError, Error, Grant, Request, Umem, UmemOptions, Xsk};
+use xsk_client::{BindOptions, Broker, CallError, Error, Grant, ProcessId, Request, Umem, UmemOptions, Xsk};
 
 use crate::lease_scene::read_frame;
 use crate::puppet::{Failure, Introduction, Order, Seen};
@@ -121,6 +122,24 @@ impl Puppet {
                 frame,
                 frames,
             } => value(send(self.socket(lease, queue), &frame, frames)?),
+            Order::Transmit { lease, queue, frames } => transmit(self.socket(lease, queue), &frames),
+            Order::KeepMapping { lease } => {
+                let socket = &self.leases[&lease].sockets[0];
+                let ring = Mapping::new(socket, sys::Ring::Rx.page_offset(), 4096, Prefault::No).unwrap();
+                std::mem::forget(ring);
+                value(())
+            }
+            Order::Transfer { lease, pid } => {
+                let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+                let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+                let to = ProcessId::of(pidfd.as_fd()).unwrap();
+                value(self.broker()?.transfer(lease, &to)?)
+            }
+            Order::Call { method, parameters } => {
+                // A puppet is told few methods in its life.
+                let answer: Value = self.broker()?.call(method.leak(), &parameters)?;
+                value(answer)
+            }
             Order::Beget { lease, strings } => self.beget(lease, &strings),
         }
     }
@@ -257,6 +276,19 @@ fn send(xsk: &mut Xsk, frame: &[u8], frames: u64) -> Result<u64, Failure> {
         }
     }
     Ok(sent)
+}
+
+fn transmit(xsk: &mut Xsk, frames: &[Vec<u8>]) -> Result<Value, Failure> {
+    let mut batch = xsk.transmit(u32::try_from(frames.len()).unwrap())?;
+    for bytes in frames {
+        let mut frame = batch.next_frame().expect("room for a few frames");
+        frame[..bytes.len()].copy_from_slice(bytes);
+        assert!(frame.send(bytes.len()).is_ok());
+    }
+    drop(batch);
+    // What went wrong is told by the next call.
+    drop(xsk.transmit(1)?);
+    value(())
 }
 
 fn open_fds() -> BTreeMap<i32, String> {

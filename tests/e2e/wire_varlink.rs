@@ -32,7 +32,7 @@ impl Checker {
     }
 
     fn check(&mut self, method: &str, reply: &Value) {
-        let known = ["error", "parameters"];
+        let known = ["error", "parameters", "continues"];
         let members = reply.as_object().unwrap();
         assert!(
             members.keys().all(|name| known.contains(&name.as_str())),
@@ -97,6 +97,7 @@ fn every_method_answers_as_the_file_says() {
     let other = Uid::take().unwrap();
     let scene = Scene::with_policy(&world, |tenant| {
         tenant_rule(tenant)
+            + "transfer-to = 0\n"
             + &allow("beyond", tenant, "eth0", "4-20")
             + &allow("bound", tenant, "eth0", "5-7").replace("prepared", "bound")
             + &allow("gone", tenant, "gone0", "0")
@@ -167,7 +168,22 @@ fn every_method_answers_as_the_file_says() {
     checker.call(&mut client, "Activate", &json!({ "lease": 999 }));
     checker.call(&mut client, "Activate", &json!({}));
     let number = json!({ "lease": activated["lease"] });
+    // A monitor, and what it hears of a lease that moves to this process, which is root's.
+    let mut monitor = scene.client();
+    monitor
+        .send(b"{\"method\":\"org.xskbroker.Broker.Monitor\",\"more\":true}\0")
+        .unwrap();
+    checker.check("Monitor", &monitor.receive().unwrap().unwrap());
+    let to = |pid: u32| json!({ "lease": activated["lease"], "pid": pid, "pidfdInode": 1, "startTicks": 1 });
+    checker.call(&mut client, "Transfer", &to(u32::MAX));
+    checker.call(&mut client, "Transfer", &to(std::process::id()));
+    let moved = puppet.transfer(activated["lease"].as_u64().unwrap(), std::process::id());
+    checker.check("Transfer", &json!({ "parameters": moved.unwrap() }));
+    checker.check("Monitor", &monitor.receive().unwrap().unwrap());
     checker.call(&mut operator, "Revoke", &number);
+    let event = monitor.receive().unwrap().unwrap();
+    assert_eq!(event["parameters"]["event"]["reason"], "revoked", "{event}");
+    checker.check("Monitor", &event);
     checker.call(&mut operator, "Revoke", &number);
     checker.call(&mut client, "ListLeases", &json!({}));
 

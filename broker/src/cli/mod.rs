@@ -2,10 +2,13 @@
 
 pub mod check;
 mod check_json;
+mod cut;
 pub mod exit;
 pub mod explain;
 pub mod grant;
+pub mod keepers;
 pub mod list;
+pub mod monitor;
 pub mod output;
 pub mod qemu;
 pub mod revoke;
@@ -45,6 +48,7 @@ enum Verb {
     #[command(visible_alias = "exec")]
     Grant(grant::GrantArgs),
     Revoke(revoke::RevokeArgs),
+    Monitor(monitor::MonitorArgs),
 }
 
 /// Parses the command line and does what it says.
@@ -64,6 +68,7 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => report(status::run(&args)),
         Verb::Grant(args) => report(grant::run(args)),
         Verb::Revoke(args) => report(revoke::run(&args)),
+        Verb::Monitor(args) => report(monitor::run(&args)),
     };
     exit.into()
 }

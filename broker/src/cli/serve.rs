@@ -15,7 +15,7 @@ use crate::audit::{Audit, Event, Line};
 use crate::charge::Accounts;
 use crate::engine::{self, Parts};
 use crate::error::chain;
-use crate::kernel::netlink::LinkEvents;
+use crate::kernel::link_events::LinkEvents;
 use crate::kernel::pins::PinDirectory;
 use crate::kernel::queue_lock::{self, Scratch, Taints};
 use crate::policy::{Ownership, Policy};
@@ -109,7 +109,7 @@ struct Started {
     listeners: [Listener; 2],
     engine: engine::Running,
     accounts: Accounts,
-    links: LinkEvents,
+    links: Vec<LinkEvents>,
     /// Held until the process ends.
     _lock: fs::File,
 }
@@ -161,7 +161,13 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         Listener::bind(&socket, Scope::Own)?,
         Listener::bind(&control, Scope::All)?,
     ];
-    let links = LinkEvents::subscribe().context("cannot watch devices over rtnetlink")?;
+    let mut links = vec![LinkEvents::links().context("cannot watch devices over rtnetlink")?];
+    match LinkEvents::queues() {
+        Ok(queues) => links.push(queues),
+        Err(error) => {
+            tracing::warn!(%error, "no news of queue counts: the kernel has no ethtool over netlink");
+        }
+    }
     let mut audit = Audit::new(audit_sink(args.audit_log.as_deref())?);
 
     // 6. As many fds as the kernel lets us have: each lease takes one for each queue.

@@ -40,7 +40,8 @@ fn look_again_later(lease: &mut Lease, now: Instant) {
 
     debug_assert_eq!(lease.state, LeaseState::HandedOver, "only these are looked at");
     let wait = (lease.age() / 16).clamp(SHORTEST, LONGEST);
-    lease.due = Some((now + wait).min(lease.deadline));
+    let at = (now + wait).min(lease.deadline);
+    lease.due().set(at);
 }
 
 /// What a failure to fill the slot of an unbound socket means: newer kernels take none without an RX ring (ENOBUFS, seen

@@ -3,7 +3,7 @@
 use xsk_client::wire::{BrokerError, InterfaceName};
 
 use crate::device::Device;
-use crate::error::Error;
+use crate::error::{Error, Failure};
 use crate::kernel::queue_lock::{NotNow, Unconfined};
 use crate::lease::{Lease, Reservation};
 use crate::policy::QueueLockSetting;
@@ -153,5 +153,20 @@ pub(super) fn unconfined(reservation: &Reservation, reason: Unconfined) -> Error
             }
             .into()
         }
+    }
+}
+
+/// The word for it in the audit log.
+pub(super) fn reason_of(error: &Error) -> &'static str {
+    match error {
+        Error::Refused(BrokerError::Denied { .. }) => "denied",
+        Error::Refused(BrokerError::QueueBusy { .. }) => "queue-busy",
+        Error::Refused(BrokerError::QuotaExceeded { .. }) => "quota-exceeded",
+        Error::Refused(BrokerError::NoSuchQueue { .. }) => "no-such-queue",
+        Error::Refused(BrokerError::DeviceUnavailable { .. }) => "device-unavailable",
+        Error::Refused(_) => "refused",
+        Error::Failed(Failure::Kernel { .. }) => "kernel",
+        Error::Failed(Failure::Xdp { .. }) => "xdp",
+        Error::Failed(_) => "internal",
     }
 }

@@ -4,7 +4,9 @@
 
 pub mod bpf_link;
 pub mod ethtool;
+pub mod link_events;
 pub mod missing_pages;
+pub mod namespace;
 pub mod netlink;
 pub mod peer;
 pub mod pins;

@@ -1,29 +1,30 @@
-//! Questions to the kernel about devices and routes, and its news of devices that go: rtnetlink(7), and the
-//! generic family `netdev` (Documentation/netlink/specs/netdev.yaml). Nothing here needs a capability.
+//! Questions to the kernel about devices and routes: rtnetlink(7), and the generic families `netdev`
+//! (Documentation/netlink/specs/netdev.yaml) and `ethtool`. Nothing here needs a capability.
 //!
 //! Each question opens a socket of its own: a socket that was kept would carry the answers of one that failed.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp, XdpAttached};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteNextHop};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use xsk_client::wire::InterfaceName;
 
-/// RTNLGRP_LINK, include/uapi/linux/rtnetlink.h.
-const RTNLGRP_LINK: u32 = 1;
-
 /// What rtnetlink says about one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
+    /// Its index.
+    pub index: u32,
     /// Whether it is up.
     pub up: bool,
+    /// Its longest packet, in bytes without the Ethernet header.
+    pub mtu: u32,
     /// RX and TX queues that were allocated for it.
     pub allocated_queues: u32,
     /// The bridge, bond or other device that it is a port of.
@@ -50,6 +51,31 @@ pub fn link_of(index: u32) -> io::Result<Link> {
         .ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
 }
 
+/// Moves a device to another network namespace. Needs CAP_NET_ADMIN in both.
+///
+/// # Errors
+///
+/// As the kernel says; EINVAL for a device that cannot leave its namespace.
+pub fn move_device(index: u32, to: &OwnedFd) -> io::Result<()> {
+    let mut change = LinkMessage::default();
+    change.header.index = index;
+    change.attributes.push(LinkAttribute::NetNsFd(to.as_raw_fd()));
+    ask(RouteNetlinkMessage::SetLink(change), NLM_F_REQUEST | NLM_F_ACK).map(drop)
+}
+
+/// Sets a device up. Needs CAP_NET_ADMIN.
+///
+/// # Errors
+///
+/// As the kernel says.
+pub fn set_up(index: u32) -> io::Result<()> {
+    let mut change = LinkMessage::default();
+    change.header.index = index;
+    change.header.flags = LinkFlags::Up;
+    change.header.change_mask = LinkFlags::Up;
+    ask(RouteNetlinkMessage::SetLink(change), NLM_F_REQUEST | NLM_F_ACK).map(drop)
+}
+
 /// All devices of this network namespace that have a name of ours.
 ///
 /// # Errors
@@ -67,15 +93,17 @@ pub fn devices() -> io::Result<Vec<(InterfaceName, Link)>> {
     Ok(devices.collect())
 }
 
-fn name_of(message: &LinkMessage) -> Option<InterfaceName> {
+pub(super) fn name_of(message: &LinkMessage) -> Option<InterfaceName> {
     message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => name.parse().ok(),
         _ => None,
     })
 }
 
-fn read_link(message: &LinkMessage) -> Link {
+pub(super) fn read_link(message: &LinkMessage) -> Link {
     let mut link = Link {
+        index: message.header.index,
+        mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         allocated_queues: 1,
         controller: None,
@@ -86,6 +114,7 @@ fn read_link(message: &LinkMessage) -> Link {
             LinkAttribute::NumRxQueues(count) | LinkAttribute::NumTxQueues(count) => {
                 link.allocated_queues = link.allocated_queues.max(*count);
             }
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.controller = Some(*index),
             LinkAttribute::Xdp(xdp) => {
                 let attached = xdp.iter().find_map(|info| match info {
@@ -164,21 +193,13 @@ const XSK_ZEROCOPY: u64 = 1 << 3;
 ///
 /// ENOENT before Linux 6.3, which has no such family.
 pub fn may_do_zero_copy(index: u32) -> io::Result<bool> {
-    const GENL_ID_CTRL: u16 = 0x10;
-    const CTRL_CMD_GETFAMILY: u8 = 3;
     const CTRL_ATTR_FAMILY_ID: u16 = 1;
-    const CTRL_ATTR_FAMILY_NAME: u16 = 2;
     const NETDEV_CMD_DEV_GET: u8 = 1;
     const NETDEV_A_DEV_IFINDEX: u16 = 1;
     const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
 
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-    let family = generic(
-        GENL_ID_CTRL,
-        CTRL_CMD_GETFAMILY,
-        CTRL_ATTR_FAMILY_NAME,
-        b"netdev\0",
-    )?;
+    let family = family(b"netdev\0")?;
     let id = attribute(&family, CTRL_ATTR_FAMILY_ID).ok_or_else(invalid)?;
     let id = u16::from_ne_bytes(
         id.get(..2)
@@ -194,6 +215,37 @@ pub fn may_do_zero_copy(index: u32) -> io::Result<bool> {
             .ok_or_else(invalid)?,
     );
     Ok(features & XSK_ZEROCOPY != 0)
+}
+
+/// The number of a multicast group of a generic family.
+///
+/// # Errors
+///
+/// ENOENT where the kernel has no such family, or the family no such group.
+pub(super) fn multicast_group(name: &[u8], group: &[u8]) -> io::Result<u32> {
+    const CTRL_ATTR_MCAST_GROUPS: u16 = 7;
+    const CTRL_ATTR_MCAST_GRP_NAME: u16 = 1;
+    const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
+    /// More than any family has. They are numbered from 1 on.
+    const GROUPS: u16 = 64;
+
+    let family = family(name)?;
+    let groups = attribute(&family, CTRL_ATTR_MCAST_GROUPS).unwrap_or_default();
+    let id = (1..GROUPS)
+        .filter_map(|number| attribute(groups, number))
+        .filter(|one| attribute(one, CTRL_ATTR_MCAST_GRP_NAME) == Some(group))
+        .find_map(|one| attribute(one, CTRL_ATTR_MCAST_GRP_ID)?.get(..4)?.try_into().ok());
+    id.map(u32::from_ne_bytes)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+}
+
+/// What the kernel says of a generic family (`ctrl_getfamily`, net/netlink/genetlink.c).
+fn family(name: &[u8]) -> io::Result<Vec<u8>> {
+    const GENL_ID_CTRL: u16 = 0x10;
+    const CTRL_CMD_GETFAMILY: u8 = 3;
+    const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+
+    generic(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, name)
 }
 
 const NLMSG_HEADER_BYTES: usize = 16;
@@ -223,8 +275,14 @@ fn generic(family: u16, command: u8, kind: u16, value: &[u8]) -> io::Result<Vec<
         .to_vec())
 }
 
+/// Command and attributes of a generic message.
+pub(super) fn attributes_of(message: &[u8]) -> Option<(u8, &[u8])> {
+    let command = *message.get(NLMSG_HEADER_BYTES)?;
+    Some((command, message.get(NLMSG_HEADER_BYTES + GENL_HEADER_BYTES..)?))
+}
+
 /// Finds an attribute among others.
-fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(super) fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
         let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
@@ -268,74 +326,10 @@ fn exchange(protocol: isize, question: &[u8], dump: bool) -> io::Result<Vec<Vec<
     }
 }
 
-fn message_header(bytes: &[u8]) -> Option<(usize, u16)> {
+pub(super) fn message_header(bytes: &[u8]) -> Option<(usize, u16)> {
     let length = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
     (length >= NLMSG_HEADER_BYTES).then_some((length, kind))
-}
-
-/// News of devices, as the kernel multicasts them.
-#[derive(Debug)]
-pub struct LinkEvents(Socket);
-
-/// One piece of news.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LinkEvent {
-    /// The device of this index is gone: deleted, or moved to another network namespace.
-    Gone(u32),
-    /// The kernel had more news than the socket could hold: look at every device.
-    Lost,
-}
-
-impl LinkEvents {
-    /// Subscribes, in this network namespace.
-    ///
-    /// # Errors
-    ///
-    /// As socket(2), bind(2) and setsockopt(2).
-    pub fn subscribe() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.add_membership(RTNLGRP_LINK)?;
-        socket.set_non_blocking(true)?;
-        Ok(Self(socket))
-    }
-
-    /// Another fd of the socket, readable when there is news.
-    ///
-    /// # Errors
-    ///
-    /// EMFILE.
-    pub fn readable_fd(&self) -> io::Result<OwnedFd> {
-        self.0.as_fd().try_clone_to_owned()
-    }
-
-    /// Takes what has come. Empty: other news than what we look for.
-    ///
-    /// # Errors
-    ///
-    /// [`io::ErrorKind::WouldBlock`] where nothing has come.
-    pub fn receive(&self) -> io::Result<Vec<LinkEvent>> {
-        let datagram = match self.0.recv_from_full() {
-            Ok((datagram, _)) => datagram,
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(vec![LinkEvent::Lost]),
-            Err(error) => return Err(error),
-        };
-        let mut events = Vec::new();
-        let mut rest = datagram.as_slice();
-        while let Some((length, _)) = message_header(rest) {
-            let Some(message) = rest.get(..length) else { break };
-            if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message)
-                && let NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) = message.payload
-                // A port that leaves its bridge makes such a message too, of family AF_BRIDGE.
-                && link.header.interface_family == AddressFamily::Unspec
-            {
-                events.push(LinkEvent::Gone(link.header.index));
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        Ok(events)
-    }
 }
 
 #[cfg(test)]

@@ -164,6 +164,11 @@ impl Xsk {
         self.queue
     }
 
+    /// Its inode, by which root finds it in `/proc/PID/fd`.
+    pub fn inode(&self) -> Option<u64> {
+        rustix::fs::fstat(&self.socket).ok().map(|stat| stat.st_ino)
+    }
+
     /// Another fd of the same socket, to be handed over.
     ///
     /// # Errors

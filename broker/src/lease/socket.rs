@@ -23,6 +23,7 @@ impl LeasedSocket {
         LeaseQueue {
             queue: self.socket.queue(),
             mode: self.mode,
+            socket_inode: self.socket.inode(),
             // Reading them takes the socket's mutex, which the holder of an unbound one could keep from us for ever.
             counters: match self.mode {
                 Some(_) => Counters {

@@ -40,6 +40,7 @@ pub struct Terms {
     activate_within: Duration,
     insert: Insert,
     zero_copy: ZeroCopy,
+    transfer_to: Vec<u32>,
 }
 
 impl Terms {
@@ -115,6 +116,11 @@ impl Terms {
         self.activate_within
     }
 
+    /// Whose processes the lease may be transferred to.
+    pub fn transfer_to(&self) -> &[u32] {
+        &self.transfer_to
+    }
+
     /// When the socket goes into its slot.
     pub fn insert(&self) -> Insert {
         self.insert
@@ -139,6 +145,12 @@ impl Policy {
                 activate_within: granted.allowance.activate_within,
                 insert: granted.allowance.insert,
                 zero_copy: granted.allowance.zero_copy,
+                transfer_to: granted
+                    .allowance
+                    .transfer_to
+                    .iter()
+                    .filter_map(|user| user.id)
+                    .collect(),
             }),
             Err(why) => Verdict::Refused(self.refuse(subject, request, why)),
         }

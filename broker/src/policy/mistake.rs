@@ -51,8 +51,6 @@ pub(super) enum Mistake {
         key: String,
         known: Vec<&'static str>,
     },
-    #[error("`{0}` is a key of a later version")]
-    LaterKey(&'static str),
     #[error("`{}` is {found}, where {expected} is expected", shown(key))]
     WrongType {
         key: String,
@@ -189,7 +187,6 @@ impl Mistake {
             }
             Self::UnknownKey { key, known, .. } => did_you_mean(key, known),
             Self::UnknownWord { word, known, .. } => did_you_mean(word, known),
-            Self::LaterKey(_) => "leave it out: this version does nothing like it".to_owned(),
             Self::WrongType { write, .. } => return write.as_ref().map(|text| format!("write `{text}`")),
             Self::NotPowerOfTwo(value) => match value.checked_next_power_of_two() {
                 Some(above) => format!("write {} or {above}", above / 2),

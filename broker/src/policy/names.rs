@@ -157,6 +157,20 @@ pub(super) fn read_who(
     })
 }
 
+/// Reads a list of users under another key; "*" is none of them.
+pub(super) fn read_users(
+    item: &Item<'_>,
+    machine: &mut dyn Machine,
+    findings: &mut Findings,
+) -> Option<Vec<Account>> {
+    read_accounts(
+        &item.entries(findings)?,
+        "user",
+        |name| machine.user(name),
+        findings,
+    )
+}
+
 fn read_accounts(
     entries: &[Item<'_>],
     kind: &'static str,

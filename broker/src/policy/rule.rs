@@ -10,7 +10,7 @@ use xsk_client::wire::{Direction, InterfaceName, SocketKind, ZeroCopy};
 use super::diagnostic::{Findings, Place};
 use super::interface::{Pattern, read_patterns, read_queues};
 use super::mistake::{Mistake, Section};
-use super::names::{Machine, Who, read_who};
+use super::names::{Account, Machine, Who, read_users, read_who};
 use super::queues::QueueRanges;
 use super::table::{Item, Table};
 
@@ -68,6 +68,8 @@ pub(crate) struct Allowance {
     pub(crate) activate_within: Duration,
     pub(crate) insert: Insert,
     pub(crate) zero_copy: ZeroCopy,
+    /// Whose processes a lease may be transferred to.
+    pub(crate) transfer_to: Vec<Account>,
 }
 
 /// When a socket goes into its slot of `xsks_map`.
@@ -131,12 +133,11 @@ pub(super) fn read_rules(
 }
 
 fn read_rule(
-    table: Table<'_>,
+    mut table: Table<'_>,
     section: Section,
     machine: &mut dyn Machine,
     findings: &mut Findings,
 ) -> ReadRule {
-    let mut table = table.later(&["transfer-to"]);
     let place = table.place.clone();
     let named = read_name(&mut table, findings);
     let who = read_who(&mut table, section, machine, findings);
@@ -155,7 +156,10 @@ fn read_rule(
             let queues = table
                 .require("queues", "queues = \"2-4\"", findings)
                 .and_then(|item| read_queues(&item, findings));
-            (queues, read_allowance(&mut table, findings).map(Effect::Allow))
+            (
+                queues,
+                read_allowance(&mut table, machine, findings).map(Effect::Allow),
+            )
         }
     };
     table.finish(findings);
@@ -196,7 +200,11 @@ fn read_name(table: &mut Table<'_>, findings: &mut Findings) -> Option<(String, 
     Some((name.to_owned(), item.place))
 }
 
-fn read_allowance(table: &mut Table<'_>, findings: &mut Findings) -> Option<Allowance> {
+fn read_allowance(
+    table: &mut Table<'_>,
+    machine: &mut dyn Machine,
+    findings: &mut Findings,
+) -> Option<Allowance> {
     let sockets = table
         .require("sockets", "sockets = [\"prepared\"]", findings)
         .and_then(|item| read_sockets(&item, findings));
@@ -230,6 +238,10 @@ fn read_allowance(table: &mut Table<'_>, findings: &mut Findings) -> Option<Allo
         }
         None => Some(ZeroCopy::default()),
     };
+    let transfer_to = match table.take("transfer-to") {
+        Some(item) => read_users(&item, machine, findings),
+        None => Some(Vec::new()),
+    };
     let limits = limits?;
     Some(Allowance {
         sockets: sockets?,
@@ -242,6 +254,7 @@ fn read_allowance(table: &mut Table<'_>, findings: &mut Findings) -> Option<Allo
         activate_within: Duration::from_millis(activate_within_ms?.into()),
         insert: insert?,
         zero_copy: zero_copy?,
+        transfer_to: transfer_to?,
     })
 }
 

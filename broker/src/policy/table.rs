@@ -18,7 +18,6 @@ pub(super) struct Table<'t> {
     /// Where mistakes about what is missing are shown.
     pub(super) place: Place,
     known: Vec<&'static str>,
-    later: &'static [&'static str],
     ignored: Vec<&'t str>,
 }
 
@@ -29,15 +28,8 @@ impl<'t> Table<'t> {
             section,
             place,
             known: Vec::new(),
-            later: &[],
             ignored: Vec::new(),
         }
-    }
-
-    /// Keys that are known to be of a later version.
-    pub(super) fn later(mut self, later: &'static [&'static str]) -> Self {
-        self.later = later;
-        self
     }
 
     /// Keys that have been reported already.
@@ -83,9 +75,7 @@ impl<'t> Table<'t> {
                 span: key.span(),
             };
             let name = key.get_ref().as_ref();
-            if let Some(later) = self.later.iter().find(|later| **later == name) {
-                findings.error(&place, Mistake::LaterKey(later));
-            } else if !self.known.contains(&name) && !self.ignored.contains(&name) {
+            if !self.known.contains(&name) && !self.ignored.contains(&name) {
                 let mistake = Mistake::UnknownKey {
                     section: self.section,
                     key: name.to_owned(),

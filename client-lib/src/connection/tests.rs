@@ -1,12 +1,15 @@
 //! A broker of a few lines at the other end of a pair: what it sends is what the connection has to withstand.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::thread;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use super::*;
+use crate::wire;
 
 const ACQUIRED: &str = r#"{"parameters":{"lease":7,"interface":"eth0","interfaceIndex":3,"rule":"r","queueLock":"none","xdp":"native","rings":{"fill":64,"completion":64,"rx":64,"tx":64},"activateWithinMs":5000,"later":true,"sockets":[{"queue":2,"socketFileDescriptor":1},{"queue":3,"socketFileDescriptor":0}]}}"#;
 

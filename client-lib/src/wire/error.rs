@@ -83,6 +83,15 @@ pub enum BrokerError {
         /// For people.
         message: String,
     },
+    /// `Transfer` to a process that is gone, or is another one than the caller means. The lease stays where it is.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.NoSuchProcess")]
+    NoSuchProcess {
+        /// The process id that was given.
+        pid: u32,
+        /// For people.
+        message: String,
+    },
     /// `Activate` before the socket was bound. The lease lives on.
     #[error("{message}")]
     #[serde(rename = "org.xskbroker.Broker.NotBound")]
@@ -194,6 +203,10 @@ pub enum ServiceError {
         /// The name that was given.
         method: String,
     },
+    /// The method answers more than once: call it with `more`.
+    #[error("this method answers more than once: call it with `more`")]
+    #[serde(rename = "org.varlink.service.ExpectedMore")]
+    ExpectedMore {},
     /// Only on the control socket.
     #[error("this method is for operators, on the control socket")]
     #[serde(rename = "org.varlink.service.PermissionDenied")]

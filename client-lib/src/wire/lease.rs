@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::event::{EndReason, StillHeld};
+use super::holder::Holder;
 use super::names::{BindMode, InterfaceName, QueueLock, SocketKind, XdpMode, words};
 use super::socket::Direction;
 
@@ -18,6 +20,8 @@ words! {
         Ending = "ending",
         /// Ended, but the kernel still holds a queue for its socket.
         Lingering = "lingering",
+        /// Ended, and its queues can be granted again. Only `Monitor` says so: no list has it.
+        Freed = "freed",
     }
 }
 
@@ -53,6 +57,17 @@ pub struct Lease {
     pub xdp: XdpMode,
     /// How far it has come.
     pub state: LeaseState,
+    /// Why and when it ended, and what still keeps its queues; absent while it lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Ended>,
+    /// Whether no packet of its queues reaches its holder's memory; see [`LeaseEvent`](super::LeaseEvent).
+    pub rx_stopped: bool,
+    /// Whether a socket of it may still transmit.
+    pub tx_may_continue: bool,
+    /// Whether its device is up: one that is down neither receives nor sends.
+    pub up: bool,
+    /// The longest packet of its device, in bytes without the Ethernet header.
+    pub mtu: u32,
     /// Time since it was acquired.
     pub age_ms: u64,
     /// The requester's text.
@@ -60,14 +75,30 @@ pub struct Lease {
     pub label: Option<String>,
 }
 
+/// The end of a lease whose queues are still held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ended {
+    /// Why.
+    pub reason: EndReason,
+    /// Time since then.
+    pub ago_ms: u64,
+    /// What keeps a queue.
+    pub still_held: StillHeld,
+}
+
 /// One queue of a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct LeaseQueue {
     /// The queue id.
     pub queue: u32,
     /// Copy or zero-copy; absent until the socket was seen bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<BindMode>,
+    /// The inode of its socket: `/proc/PID/fd` and `/proc/PID/maps` show it as `socket:[INODE]` to root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_inode: Option<u64>,
     /// What was counted.
     pub counters: Counters,
 }
@@ -109,20 +140,6 @@ pub struct Requester {
     pub gid: u32,
 }
 
-/// The process that a lease lives and dies with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Holder {
-    /// Its process id in the broker's pid namespace.
-    pub pid: u32,
-    /// Its uid when it connected.
-    pub uid: u32,
-    /// The inode of its pidfd, unique for each process from Linux 6.9.
-    pub pidfd_inode: u64,
-    /// Whether it still runs.
-    pub alive: bool,
-}
-
 /// A device that the policy names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -136,6 +153,9 @@ pub struct Interface {
     pub xdp: Option<XdpMode>,
     /// Whether it is up; a device that is down neither receives nor sends.
     pub up: bool,
+    /// The longest packet, in bytes without the Ethernet header. A packet that is longer than a chunk of its holder's umem
+    /// is dropped and counted.
+    pub mtu: u32,
     /// Queues that packets arrive on or leave by now.
     pub queues: u32,
     /// The most that the device can have.

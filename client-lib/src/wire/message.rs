@@ -82,6 +82,19 @@ pub struct LeaseReference {
     pub lease: u64,
 }
 
+/// Reply to `Revoke`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Revoked {
+    /// Whether no packet of its queues reaches its holder's memory any more.
+    pub rx_stopped: bool,
+    /// Whether a socket of it may still transmit.
+    pub tx_may_continue: bool,
+    /// The lease as it is after that; absent where its queues are free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
+}
+
 /// Reply to `ListLeases`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leases {

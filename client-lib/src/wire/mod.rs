@@ -6,7 +6,9 @@
 
 mod acquire;
 mod error;
+mod event;
 mod framing;
+mod holder;
 mod lease;
 mod message;
 mod names;
@@ -15,11 +17,13 @@ mod socket;
 
 pub use acquire::{Acquire, Acquired, Bind, BindReply, BoundSocket, GrantedSocket};
 pub use error::{BrokerError, ServiceError};
+pub use event::{Change, EndReason, LeaseEvent, Monitored, StillHeld};
 pub use framing::{FramingError, MAX_MESSAGE_BYTES, MessageBuffer, encode};
-pub use lease::{Counters, Holder, Interface, Lease, LeaseQueue, LeaseState, Requester};
+pub use holder::{Holder, Transfer, Transferred};
+pub use lease::{Counters, Ended, Interface, Lease, LeaseQueue, LeaseState, Requester};
 pub use message::{
     Activate, Activated, ActivatedSocket, Call, Explain, Explained, InterfaceDescription, Interfaces,
-    LeaseReference, Leases, Probe, Reply, RuleOutcome, RuleVerdict, ServiceInfo, Status, object,
+    LeaseReference, Leases, Probe, Reply, Revoked, RuleOutcome, RuleVerdict, ServiceInfo, Status, object,
 };
 pub use names::{
     BindMode, InterfaceName, NameError, QueueLock, QueueSet, SocketKind, Target, XdpMode, ZeroCopy, ranges,

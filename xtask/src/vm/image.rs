@@ -26,6 +26,7 @@ pub(super) struct Programs {
     broker: PathBuf,
     echo: PathBuf,
     xskperf: PathBuf,
+    manager: PathBuf,
     suite: PathBuf,
 }
 
@@ -51,6 +52,7 @@ impl Programs {
             broker: artifacts::executable(&programs, "bin", "xsk-broker")?,
             echo: artifacts::executable(&programs, "example", "echo")?,
             xskperf: artifacts::executable(&programs, "bin", "xskperf")?,
+            manager: artifacts::executable(&programs, "example", "manager")?,
             suite: artifacts::executable(&suite, "test", "e2e")?,
         })
     }
@@ -79,6 +81,7 @@ impl Programs {
             ("bin/xsk-broker", &self.broker),
             ("bin/xskperf", &self.xskperf),
             ("bin/examples/echo", &self.echo),
+            ("bin/examples/manager", &self.manager),
             ("bin/e2e", &self.suite),
         ] {
             image.copy(path, Mode::Program, program)?;

@@ -1,0 +1,103 @@
+//! `xsk-broker monitor`: what becomes of leases, as it happens.
+
+use serde_json::json;
+use xsk_client::News;
+use xsk_client::wire::{Change, Lease, LeaseEvent, QueueSet};
+
+use super::exit::Exit;
+use super::output::{Sockets, put};
+
+/// Follow what becomes of leases: of all of them for root, of one's own for others.
+///
+/// First the leases that there are, then a line for each event: which lease, what happened, and whether it still
+/// receives (RX) and may still transmit (TX). A lease that has ended and whose queue is still held "lingers"; "freed" is
+/// the last word on it. It runs until it is interrupted or the broker ends.
+///
+/// Example: xsk-broker monitor --json | jq 'select(.event.state == "freed")'
+#[derive(Debug, clap::Args)]
+pub struct MonitorArgs {
+    /// Print each of the broker's replies as JSON, one a line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    sockets: Sockets,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// As the broker says, and where the connection ends.
+pub fn run(args: &MonitorArgs) -> anyhow::Result<Exit> {
+    let mut monitor = args.sockets.connect_for_most()?.monitor()?;
+    while let Some(news) = monitor.next(None)? {
+        put(&if args.json { json_line(&news) } else { text(&news) })?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn json_line(news: &News) -> String {
+    let value = match news {
+        News::Leases { leases, lost: None } => json!({ "leases": leases }),
+        News::Leases { leases, lost } => json!({ "leases": leases, "lost": lost }),
+        News::Event(event) => json!({ "event": event }),
+    };
+    format!("{value}\n")
+}
+
+fn text(news: &News) -> String {
+    match news {
+        News::Event(event) => event_line(event),
+        News::Leases { leases, lost } => {
+            let lost =
+                lost.map(|lost| format!("{lost} events were not read in time; this is how it is now\n"));
+            let count = format!("leases: {}\n", leases.len());
+            lost.into_iter()
+                .chain([count])
+                .chain(leases.iter().map(lease_line))
+                .collect()
+        }
+    }
+}
+
+fn lease_line(lease: &Lease) -> String {
+    let queues = QueueSet::new(lease.queues.iter().map(|queue| queue.queue));
+    let queues = queues.map_or_else(|_| "-".to_owned(), |queues| queues.to_string());
+    format!(
+        "lease {} {}:{queues} {} uid {} pid {} {}\n",
+        lease.lease,
+        lease.interface,
+        lease.state,
+        lease.holder.uid,
+        lease.holder.pid,
+        directions(lease.rx_stopped, lease.tx_may_continue),
+    )
+}
+
+fn event_line(event: &LeaseEvent) -> String {
+    let what = match event.change {
+        Change::State => match event.reason {
+            Some(reason) => format!("{} ({reason})", event.state),
+            None => event.state.to_string(),
+        },
+        Change::Holder => format!("moved to uid {} pid {}", event.holder.uid, event.holder.pid),
+        Change::Device => {
+            let up = if event.up { "up" } else { "down" };
+            format!("device is {up}, MTU {}", event.mtu)
+        }
+    };
+    format!(
+        "lease {} {}:{} {what} {}\n",
+        event.lease,
+        event.interface,
+        event.queues,
+        directions(event.rx_stopped, event.tx_may_continue),
+    )
+}
+
+fn directions(rx_stopped: bool, tx_may_continue: bool) -> String {
+    let rx = if rx_stopped { "stopped" } else { "on" };
+    let tx = if tx_may_continue { "possible" } else { "over" };
+    format!("RX {rx}, TX {tx}")
+}

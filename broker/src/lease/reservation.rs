@@ -1,0 +1,49 @@
+//! What is taken before anything is made: queues, charges, and a place on the agenda.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::LeaseId;
+use super::hold::Hold;
+use crate::agenda::Due;
+use crate::charge::Charge;
+use crate::device::Device;
+use crate::identity::Peer;
+use crate::policy::Terms;
+
+/// Queues taken and charged for. Dropped, it gives both back.
+#[derive(Debug)]
+#[must_use = "dropping a reservation gives its queues back"]
+pub struct Reservation {
+    pub(super) id: LeaseId,
+    pub(super) terms: Terms,
+    pub(super) device: Device,
+    pub(super) requester: Arc<Peer>,
+    pub(super) since: Instant,
+    pub(super) due: Due,
+    pub(super) _hold: Hold,
+    pub(super) _charge: Charge,
+    pub(super) _umem_charge: Option<Charge>,
+}
+
+impl Reservation {
+    /// The lease's number.
+    pub fn id(&self) -> LeaseId {
+        self.id
+    }
+
+    /// What the rule allows.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// The device, as it was when the queues were taken.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Who asked and is charged.
+    pub fn requester(&self) -> &Arc<Peer> {
+        &self.requester
+    }
+}
