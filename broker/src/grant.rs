@@ -240,8 +240,7 @@ fn unbound(
 ///
 /// # Errors
 ///
-/// [`BrokerError::NotBound`]: the lease lives on. [`BrokerError::BoundElsewhere`], [`BrokerError::ModeNotAllowed`]: it has
-/// been ended.
+/// `NotBound`: the lease lives on. `BoundElsewhere`, `ModeNotAllowed`: it has been ended.
 pub fn activate(engine: &mut Engine, peer: &Peer, id: LeaseId) -> Result<Activated, Error> {
     let lease = engine
         .leases

@@ -113,8 +113,8 @@ pub unsafe extern "C" fn xsk_grant_lease(grant: *const Grant) -> u64 {
 // SAFETY: as above.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xsk_grant_interface(grant: *const Grant) -> *const c_char {
-    // SAFETY: what the caller passes, by this function's contract.
     guarded_value(ptr::null(), || {
+        // SAFETY: what the caller passes, by this function's contract.
         Some(unsafe { grant.as_ref() }?.interface.as_ptr())
     })
 }
@@ -151,8 +151,8 @@ pub unsafe extern "C" fn xsk_grant_count(grant: *const Grant) -> usize {
 // SAFETY: as above.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xsk_grant_queue(grant: *const Grant, index: usize) -> u32 {
-    // SAFETY: what the caller passes, by this function's contract.
     guarded_value(u32::MAX, || {
+        // SAFETY: what the caller passes, by this function's contract.
         Some(unsafe { grant.as_ref() }?.sockets.get(index)?.0)
     })
 }

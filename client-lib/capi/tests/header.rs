@@ -1,6 +1,8 @@
 //! The header is what cbindgen makes of the sources, and C compilers take it. `UPDATE_HEADER=1 cargo test -p
 //! xsk-client-capi` writes it anew.
 
+#![allow(clippy::unwrap_used, reason = "tests panic, they do not return errors")]
+
 use std::path::Path;
 use std::process::Command;
 

@@ -168,7 +168,7 @@ impl QueueLocks {
         self.placeholders.part_with(index, sockets);
     }
 
-    /// Does what is due; see [`Placeholders::look_again`].
+    /// Does what is due; see `Placeholders::look_again`.
     pub fn look_again(
         &self,
         now: Instant,
