@@ -1,6 +1,7 @@
 //! The connection to the broker: its methods as functions. `channel.rs` carries them.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -56,8 +57,11 @@ impl Broker {
         Ok(Self { channel })
     }
 
-    #[cfg(test)]
-    fn over(stream: std::os::unix::net::UnixStream) -> Self {
+    /// Over a connection that was made already, such as one that a supervisor made before it closed the file system.
+    ///
+    /// The broker takes whoever connected for the holder of what is acquired here, for good; and a connection that is
+    /// lost is not made anew.
+    pub fn over(stream: UnixStream) -> Self {
         let channel = Channel::over(stream);
         Self { channel }
     }

@@ -2,12 +2,10 @@
 
 use std::io::Write;
 use std::net::Shutdown;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::broker::BrokerProcess;
-use e2e::connector::Connector;
 use e2e::raw_client::{PATIENCE, RawClient};
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
@@ -81,7 +79,7 @@ fn an_alternative_name_opens_no_way_around_the_policy() {
         + EVERY_INTERFACE
         + &allow("everything", tenant.number(), "*", "*");
     let broker = BrokerProcess::start(&world, &policy).unwrap();
-    let connector = Arc::new(Connector::start(&world, &tenant.user()).unwrap());
+    let connector = broker.connector(&tenant).unwrap();
     let mut client = RawClient::connect(&connector, &broker.paths().socket()).unwrap();
     assert_eq!(error_of(&acquire(&mut client, "eth0", &[1])), "Denied");
     assert_eq!(error_of(&acquire(&mut client, "wan0", &[1])), "DeviceUnavailable");

@@ -28,6 +28,7 @@ fn status_tells_each_fallback() {
         ("SO_PEERPIDFD", kernel::has_peer_pidfd()),
         ("SO_PASSRIGHTS", kernel::has_passrights()),
         ("netdev xdp-features", kernel::has_netdev_family()),
+        ("XDP_USE_SG", kernel::has_multi_buffer()),
         ("mmap of rings after bind", kernel::maps_rings_of_bound_sockets()),
     ] {
         assert_eq!(told(name), answer.unwrap(), "{name}");

@@ -2,12 +2,9 @@
 //! nobody anything.
 
 use std::os::fd::AsFd;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use e2e::broker::BrokerProcess;
-use e2e::connector::Connector;
 use e2e::raw_client::RawClient;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
@@ -22,11 +19,8 @@ use crate::puppet::{Order, Puppet};
 const MONITOR: &[u8] = b"{\"method\":\"org.xskbroker.Broker.Monitor\",\"more\":true}\0";
 
 /// A user's monitor, after its first news, which is how many leases it sees.
-pub(crate) fn monitor(world: &World, uid: &Uid, socket: &Path) -> (Monitor, usize) {
-    let broker = world
-        .run_as(Side::Host, &uid.user(), || Broker::connect_to(socket))
-        .unwrap();
-    begun(broker.unwrap())
+pub(crate) fn monitor(broker: &BrokerProcess<'_>, uid: &Uid) -> (Monitor, usize) {
+    begun(broker.client_of(uid).unwrap())
 }
 
 /// An operator's.
@@ -67,13 +61,12 @@ fn a_lease_is_followed_from_its_grant_to_its_freed_queue() {
     let [alice, bob] = [(); 2].map(|()| Uid::take().unwrap());
     let rules = [(alice.number(), "1-7"), (bob.number(), "1-7")];
     let broker = BrokerProcess::start(&world, &policy(&rules)).unwrap();
-    let socket = broker.paths().socket();
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
     let before = holder.hold("eth0:2");
 
-    let (mut own, seen) = monitor(&world, &alice, &socket);
+    let (mut own, seen) = monitor(&broker, &alice);
     assert_eq!(seen, 1);
-    let (mut strange, seen) = monitor(&world, &bob, &socket);
+    let (mut strange, seen) = monitor(&broker, &bob);
     assert_eq!(seen, 0);
     let (mut all, seen) = operators(&broker);
     assert_eq!(seen, 1);
@@ -161,7 +154,7 @@ fn who_reads_too_slowly_loses_events_and_gets_the_leases_anew() {
     let (mut quick, _) = operators(&broker);
     let mut first = Vec::new();
     for uid in &uids {
-        let connector = Arc::new(Connector::start(&world, &uid.user()).unwrap());
+        let connector = broker.connector(uid).unwrap();
         let mut client = RawClient::connect(&connector, &broker.paths().socket()).unwrap();
         for _ in 0..ROUNDS {
             let asked = json!({ "interface": "eth0", "queues": [3], "sockets": "prepared" });
@@ -217,7 +210,7 @@ fn what_is_no_call_of_monitor() {
     let world = World::new().unwrap();
     let alice = Uid::take().unwrap();
     let broker = BrokerProcess::start(&world, &policy(&[(alice.number(), "1-7")])).unwrap();
-    let connector = Arc::new(Connector::start(&world, &alice.user()).unwrap());
+    let connector = broker.connector(&alice).unwrap();
     let connect = || RawClient::connect(&connector, &broker.paths().socket()).unwrap();
     let mut client = connect();
     let reply = client.call("Monitor", &json!({})).unwrap();

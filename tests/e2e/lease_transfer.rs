@@ -62,10 +62,9 @@ fn only(broker: &BrokerProcess<'_>) -> Lease {
 fn a_lease_moves_and_its_requester_stays_charged() {
     let scene = Scene::new();
     let broker = scene.broker();
-    let socket = broker.paths().socket();
     let (mut manager, mut vmm) = (scene.puppet(&scene.alice), scene.puppet(&scene.bob));
-    let (mut of_alice, _) = monitor(&scene.world, &scene.alice, &socket);
-    let (mut of_bob, seen) = monitor(&scene.world, &scene.bob, &socket);
+    let (mut of_alice, _) = monitor(&broker, &scene.alice);
+    let (mut of_bob, seen) = monitor(&broker, &scene.bob);
     assert_eq!(seen, 0);
     let lease = manager.hold("eth0:3");
     let reply = manager.transfer(lease, vmm.pid()).unwrap();

@@ -20,7 +20,7 @@ fn a_third_process_has_what_its_giver_had_and_loses_what_its_giver_loses() {
         // Another user altogether, to whom no rule gives anything.
         let third = Uid::take().unwrap();
         let peer = PacketSocket::open(scene.world, Side::PEER).unwrap();
-        let mut granted = scene.as_rogue(|| scene.acquire());
+        let mut granted = scene.acquire();
         let socket = granted.socket.try_clone().unwrap();
         let (lease, control) = (granted.lease, scene.broker.control_socket());
         let outgoing = |payload: &[u8]| {
@@ -63,14 +63,14 @@ fn a_third_process_has_what_its_giver_had_and_loses_what_its_giver_loses() {
         drop(granted);
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(state_of(&scene.broker, lease), Some(LeaseState::Lingering));
-        let busy = scene.as_rogue(|| {
-            let mut broker = Broker::connect_to(scene.broker.socket()).unwrap();
-            let target = format!("eth0:{ROGUES}").parse().unwrap();
-            broker
-                .acquire(&xsk_client::wire::Acquire::new(target, scene.kind))
-                .unwrap_err()
-                .to_string()
-        });
+        let target = format!("eth0:{ROGUES}").parse().unwrap();
+        let busy = scene
+            .broker
+            .client_of(&scene.rogue)
+            .unwrap()
+            .acquire(&xsk_client::wire::Acquire::new(target, scene.kind))
+            .unwrap_err()
+            .to_string();
         assert!(busy.contains("whose socket is still bound to it"), "{busy}");
         // All of it ends with the last process that has the socket.
         drop(xsk);

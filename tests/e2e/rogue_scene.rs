@@ -61,8 +61,11 @@ impl<'w> Scene<'w> {
             + &allow_kinds(rogue.number(), "3,6", &kinds, "activate-within-ms = 60000")
             + &allow_kinds(victim.number(), "4", &["prepared"], "");
         let index = |name| world.netlink(Side::Host).link(name).unwrap().index;
+        let broker = BrokerProcess::start(world, &policy).unwrap();
+        // Now, since a rogue could not start it.
+        broker.connector(&rogue).unwrap();
         Self {
-            broker: BrokerProcess::start(world, &policy).unwrap(),
+            broker,
             traffic: Traffic::new(world),
             rogue,
             victim,
@@ -79,9 +82,9 @@ impl<'w> Scene<'w> {
         self.world.run_as(Side::Host, &self.rogue.user(), act).unwrap()
     }
 
-    /// Has the rogue acquire its queue; for inside of [`Self::as_rogue`].
+    /// Has the rogue acquire its queue, by a process of its own.
     pub(crate) fn acquire(&self) -> Granted {
-        let mut broker = Broker::connect_to(self.broker.socket()).unwrap();
+        let mut broker = self.broker.client_of(&self.rogue).unwrap();
         let request = Acquire::new(format!("eth0:{ROGUES}").parse().unwrap(), self.kind);
         let (acquired, mut sockets) = broker.acquire(&request).unwrap();
         Granted {

@@ -1,13 +1,10 @@
 //! A broker with one tenant, and what must hold after whatever was done to it.
 
-use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use e2e::broker::BrokerProcess;
-use e2e::connector::Connector;
 use e2e::leaks::{Fds, Leaks};
 use e2e::raw_client::{INTERFACE, PATIENCE, RawClient};
 use e2e::uids::Uid;
@@ -35,8 +32,6 @@ pub(crate) struct Scene<'w> {
     pub(crate) world: &'w World,
     pub(crate) broker: BrokerProcess<'w>,
     pub(crate) uid: Uid,
-    /// By uid: who connects for it. A process lives as long as its scene, and so do its leases.
-    connectors: Mutex<BTreeMap<u32, Arc<Connector>>>,
     leaks: Leaks,
     fds: Fds,
 }
@@ -58,7 +53,6 @@ impl<'w> Scene<'w> {
             world,
             broker,
             uid,
-            connectors: Mutex::default(),
             leaks,
             fds,
         }
@@ -66,11 +60,8 @@ impl<'w> Scene<'w> {
 
     /// A connection of somebody's.
     pub(crate) fn client_of(&self, uid: &Uid) -> RawClient {
-        let mut connectors = self.connectors.lock().unwrap();
-        let connector = connectors
-            .entry(uid.number())
-            .or_insert_with(|| Arc::new(Connector::start(self.world, &uid.user()).unwrap()));
-        RawClient::connect(connector, &self.broker.paths().socket()).unwrap()
+        let connector = self.broker.connector(uid).unwrap();
+        RawClient::connect(&connector, &self.broker.paths().socket()).unwrap()
     }
 
     /// An operator's connection.
@@ -104,7 +95,7 @@ impl<'w> Scene<'w> {
             assert!(Instant::now() < deadline, "{:?}", more(&self.fds));
             thread::sleep(Duration::from_millis(10));
         }
-        self.connectors.lock().unwrap().clear();
+        self.broker.dismiss_connectors();
         self.leaks.expect_objects_gone(self.world, pid).unwrap();
         assert!(self.broker.stop().unwrap().success());
         self.leaks.wait_none(self.world, Duration::from_secs(10)).unwrap();

@@ -1,15 +1,19 @@
 //! The real broker, running on the host's side of a world.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
+use xsk_client::Broker as Client;
 
 use crate::binaries;
+use crate::connector::Connector;
 use crate::patience::stretched;
 use crate::process::Process;
 use crate::uids::{Uid, User};
@@ -105,6 +109,7 @@ impl BrokerBuilder {
             builder: self,
             uid,
             process,
+            connectors: Mutex::default(),
         })
     }
 }
@@ -116,6 +121,8 @@ pub struct BrokerProcess<'w> {
     builder: BrokerBuilder,
     uid: Uid,
     process: Process,
+    /// By uid: who connects for it. A process lives as long as the broker, and so do its leases.
+    connectors: Mutex<BTreeMap<u32, Arc<Connector>>>,
 }
 
 impl<'w> BrokerProcess<'w> {
@@ -131,6 +138,32 @@ impl<'w> BrokerProcess<'w> {
     /// Starts one with the default name and paths, and waits until it answers.
     pub fn start(world: &'w World, policy: &str) -> Result<Self> {
         Self::builder().start(world, policy)
+    }
+
+    /// A process of that user, the same one each time, which connects for it.
+    pub fn connector(&self, user: &Uid) -> Result<Arc<Connector>> {
+        let mut connectors = self.connectors.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connector) = connectors.get(&user.number()) {
+            return Ok(Arc::clone(connector));
+        }
+        let connector = Arc::new(Connector::start(self.world, &user.user())?);
+        connectors.insert(user.number(), Arc::clone(&connector));
+        Ok(connector)
+    }
+
+    /// Ends those processes, and so their leases.
+    pub fn dismiss_connectors(&self) {
+        let mut connectors = self.connectors.lock().unwrap_or_else(PoisonError::into_inner);
+        connectors.clear();
+    }
+
+    /// The library's client over a connection of that user's process.
+    pub fn client_of(&self, user: &Uid) -> Result<Client> {
+        let path = self.paths().socket();
+        let stream = self.connector(user)?.connect(&path);
+        Ok(Client::over(
+            stream.with_context(|| format!("connecting to {}", path.display()))?,
+        ))
     }
 
     /// Its files, as those inside of the world see them.

@@ -86,6 +86,19 @@ pub fn maps_rings_of_bound_sockets() -> Result<bool> {
     }
 }
 
+/// A socket can be bound for frames of several chunks (`XDP_USE_SG`, Linux 6.6): by binding one.
+pub fn has_multi_buffer() -> Result<bool> {
+    let world = World::new()?;
+    let index = world.device(Side::Host).index;
+    let socket = world.run_in(Side::Host, || RawXsk::new(1))??;
+    let flags = SocketAddrXdpFlags::XDP_COPY | SocketAddrXdpFlags::XDP_USE_SG;
+    match socket.bind(index, 0, flags) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL) => Ok(false),
+        Err(error) => Err(error).context("bind(AF_XDP, XDP_USE_SG)"),
+    }
+}
+
 /// Why a test of kind `bound` cannot run here, if it cannot.
 pub fn lacks_for_bound() -> Option<Skip> {
     let maps = maps_rings_of_bound_sockets();
