@@ -271,6 +271,12 @@ fn probes(engine: &mut Engine) -> Vec<Probe> {
             "Linux before 6.4: sockets of kind bound are refused",
         ),
         with(
+            "XDP_USE_SG",
+            kernel::multi_buffer::is_known(),
+            "packets longer than a chunk come to holders who ask for it, in several frames",
+            "Linux before 6.6: a holder who asks for multi-buffer is refused, and longer packets are dropped",
+        ),
+        with(
             "netdev xdp-features",
             kernel::netlink::may_do_zero_copy(1).is_ok(),
             "whether a queue is free is seen without touching it, where the driver has no zero-copy",

@@ -6,6 +6,7 @@ pub mod bpf_link;
 pub mod ethtool;
 pub mod link_events;
 pub mod missing_pages;
+pub mod multi_buffer;
 pub mod namespace;
 pub mod netlink;
 pub mod peer;
