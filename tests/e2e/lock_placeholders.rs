@@ -55,7 +55,7 @@ fn an_unbound_socket_kept_for_ever_never_wins_a_queue() {
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
     for number in 0..GRANTS {
         let queue = 1 + number % (QUEUES - 1);
-        let lease = holder.hold(&format!("eth0:{queue}"));
+        let lease = holder.hold_when_free(&format!("eth0:{queue}"));
         holder.release(lease);
         holder.close(lease);
         rogue.tries();

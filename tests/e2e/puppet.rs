@@ -274,6 +274,26 @@ impl Puppet {
         lease
     }
 
+    /// The same for a queue that a slow kernel may not have let go of yet: as often as the broker says that it is worth
+    /// while to ask again.
+    pub(crate) fn hold_when_free(&mut self, target: &str) -> u64 {
+        let deadline = Instant::now() + super::lease_scene::PATIENCE;
+        let lease = loop {
+            match self.acquire(target) {
+                Ok(lease) => break lease,
+                Err(failure) => match failure.details["retryAfterMs"].as_u64() {
+                    Some(pause) if Instant::now() < deadline => {
+                        std::thread::sleep(Duration::from_millis(pause));
+                    }
+                    _ => panic!("{failure:?}"),
+                },
+            }
+        };
+        self.bind(lease).unwrap();
+        self.activate(lease).unwrap();
+        lease
+    }
+
     /// Receives until so many have come, or none for a while.
     pub(crate) fn receive(&mut self, lease: u64, queue: u32, wanted: u64, idle: Duration) -> Seen {
         let seen = self.ask(&Order::Receive {
