@@ -88,7 +88,7 @@ impl<'w> Scene<'w> {
         loop {
             let now = Fds::of(pid).unwrap();
             let more =
-                |than: &Fds| -> Vec<String> { now.differences(than).filter(|line| !stays(line)).collect() };
+                |than: &Fds| -> Vec<String> { now.more_than(than).filter(|line| !stays(line)).collect() };
             if more(&self.fds).is_empty() || more(&with_probe).is_empty() {
                 break;
             }

@@ -129,6 +129,14 @@ impl Fds {
         self
     }
 
+    /// What there is more of than before, one line each.
+    pub fn more_than<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = String> + 'a {
+        self.0.iter().filter_map(|(kind, now)| {
+            let then = before.0.get(kind).copied().unwrap_or(0);
+            (*now > then).then(|| format!("{now} fds of {kind}, there were {then}"))
+        })
+    }
+
     /// What is other than before, one line each.
     pub fn differences<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = String> + 'a {
         let kinds: BTreeSet<&String> = self.0.keys().chain(before.0.keys()).collect();
