@@ -4,13 +4,13 @@
 //! bytes that are no request end this connection and no other. Fds that a client sends are dropped unseen: everything
 //! is read with plain read(2).
 
+mod reply;
+
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -20,18 +20,20 @@ use xsk_client::wire::{
 };
 
 use crate::call::{Malformed, invalid, parameters, read_call};
-use crate::charge::Charge;
+use crate::charge::{Accounts, Charge, LimitReached};
 use crate::end;
 use crate::engine::{Engine, EngineHandle, Turn};
 pub(crate) use crate::error::RequestError;
-use crate::error::{Error, Failure, chain};
+use crate::error::{Error, Failure};
 use crate::grant::{self, HandOver};
 use crate::identity::{Peer, Process};
 use crate::lease::LeaseId;
 use crate::monitor::{self, Feed};
+use crate::quota::Resource;
 use crate::report::{self, Scope};
+use crate::unread::Unread;
 use crate::watch::Watch;
-use crate::{outgoing, service, transfer};
+use crate::{service, transfer};
 
 /// From the first byte of a request to its last, and from the first byte of a reply to its last.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -53,10 +55,12 @@ pub struct Connection {
     pub scope: Scope,
     /// The way to the engine.
     pub engine: EngineHandle,
+    /// Where its requests are charged.
+    pub accounts: Accounts,
     /// Its place among the connections of its uid; the control socket's are not counted.
     pub charge: Option<Charge>,
-    /// Whether fds were ever sent over it.
-    pub sent_fds: bool,
+    /// For fds that it was sent and may not have read.
+    pub unread: Option<Unread>,
 }
 
 /// Why a connection was closed from our side.
@@ -95,8 +99,9 @@ impl Connection {
                 tracing::info!(uid, pid, ?why, "connection closed");
             }
         }
-        if self.sent_fds {
-            outgoing::until_read_or_gone(&self.stream).await;
+        // For as long the connection counts, too.
+        if let Some(unread) = self.unread {
+            unread.until_read_or_gone(&self.stream).await;
         }
     }
 
@@ -111,6 +116,14 @@ impl Connection {
                     continue;
                 }
             };
+            // Until it is answered.
+            let charge = match self.charge_request() {
+                Ok(charge) => charge,
+                Err(reached) => {
+                    self.send(&self.error_message(reached, &call)).await?;
+                    continue;
+                }
+            };
             let answer = self.answer(&call).await;
             if call.oneway {
                 // A grant that nobody wants to hear of ends here.
@@ -121,6 +134,9 @@ impl Connection {
                 Ok(Answer::Message(message)) | Err(message) => self.send(&message).await?,
                 Ok(Answer::Grant(hand_over)) => self.send_grant(*hand_over, &call).await?,
                 Ok(Answer::Monitor(begun)) => {
+                    drop(charge);
+                    // From then on nobody looks whether fds were read.
+                    self.until_read(Instant::now() + DEADLINE).await?;
                     let turn = self.turn();
                     return Ok(monitor::stream(&mut self.stream, &self.engine, turn, *begun).await?);
                 }
@@ -130,7 +146,7 @@ impl Connection {
     }
 
     /// The next whole message. `None`: the client hung up, in the middle of one or not.
-    async fn next_message(&self, buffer: &mut MessageBuffer) -> Result<Option<Vec<u8>>, Closed> {
+    async fn next_message(&mut self, buffer: &mut MessageBuffer) -> Result<Option<Vec<u8>>, Closed> {
         let mut deadline = None;
         loop {
             if let Some(message) = buffer.next_message()? {
@@ -143,7 +159,7 @@ impl Connection {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(Closed::RequestDeadline);
             }
-            let ready = self.stream.readable();
+            let ready = self.readable();
             match deadline {
                 Some(deadline) => timeout_at(deadline, ready)
                     .await
@@ -159,6 +175,28 @@ impl Connection {
                 Ok(count) => buffer.extend(bytes.get(..count).unwrap_or_default()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Waits for something to read. Meanwhile it looks whether the client has read the fds that it was sent.
+    async fn readable(&mut self) -> io::Result<()> {
+        if let Some(unread) = &self.unread {
+            tokio::select! {
+                ready = self.stream.readable() => return ready,
+                () = unread.until_read_or_gone(&self.stream) => self.unread = None,
+            }
+        }
+        self.stream.readable().await
+    }
+
+    /// The control socket's requests are not counted.
+    fn charge_request(&self) -> Result<Option<Charge>, LimitReached> {
+        match self.scope {
+            Scope::All => Ok(None),
+            Scope::Own => {
+                let uid = self.peer.subject().uid;
+                self.accounts.charge(uid, Resource::Requests, 1).map(Some)
             }
         }
     }
@@ -333,86 +371,6 @@ impl Connection {
                 result => return result,
             }
         }
-    }
-
-    async fn send(&mut self, message: &[u8]) -> Result<(), Closed> {
-        let deadline = Instant::now() + DEADLINE;
-        timeout_at(deadline, self.stream.write_all(message))
-            .await
-            .map_err(|_| Closed::ReplyDeadline)??;
-        Ok(())
-    }
-
-    /// Sends a reply whose first byte carries fds, and has the holder watched from then on.
-    async fn send_grant(&mut self, mut hand_over: HandOver, call: &Call<'_>) -> Result<(), Closed> {
-        // Before anything is sent: a lease that nobody watches would never end.
-        let ready = Watch::of(self.peer.process())
-            .map_err(Error::from)
-            .and_then(|watch| {
-                let message = encode(&Success {
-                    parameters: &hand_over.reply,
-                })
-                .map_err(unencodable)?;
-                Ok((watch, message))
-            });
-        let (watch, message) = match ready {
-            Ok(ready) => ready,
-            Err(error) => {
-                drop(hand_over);
-                let message = self.error_message(error, call);
-                return self.send(&message).await;
-            }
-        };
-
-        let deadline = Instant::now() + DEADLINE;
-        timeout_at(deadline, outgoing::until_read(&self.stream))
-            .await
-            .map_err(|_| Closed::ReplyDeadline)??;
-        if hand_over.has_ended() {
-            let gone: Error = end::no_such_lease(hand_over.lease()).into();
-            return self.send(&self.error_message(gone, call)).await;
-        }
-        let fds = std::mem::take(&mut hand_over.fds);
-        self.sent_fds = true;
-        let sent = timeout_at(
-            deadline,
-            outgoing::send_with_fds(&mut self.stream, &message, &fds),
-        )
-        .await;
-        match sent.map_err(|_| Closed::ReplyDeadline)? {
-            // As many fds are on their way to clients as the kernel allows; nothing of the reply was sent.
-            Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
-                drop(hand_over);
-                let failure: Error = Failure::kernel("sendmsg(SCM_RIGHTS)", "a client", error).into();
-                return self.send(&self.error_message(failure, call)).await;
-            }
-            sent => sent?,
-        }
-        if let Some((lease, ended)) = hand_over.delivered() {
-            tokio::spawn(watch.until_exit(lease, ended, self.engine.clone()));
-        }
-        Ok(())
-    }
-
-    /// An error as it goes over the wire. Failures of ours are opaque there and whole in the log.
-    fn error_message(&self, error: impl Into<RequestError>, call: &Call<'_>) -> Vec<u8> {
-        static INCIDENTS: AtomicU64 = AtomicU64::new(1);
-
-        let encoded = match error.into() {
-            RequestError::Service(error) => encode(&error),
-            RequestError::Request(Error::Refused(error)) => encode(&error),
-            RequestError::Request(Error::Failed(failure)) => {
-                let incident = INCIDENTS.fetch_add(1, Ordering::Relaxed);
-                let (uid, pid) = (self.peer.subject().uid, self.peer.process().pid());
-                tracing::error!(incident, uid, pid, method = %call.method, "request failed: {}", chain(&failure));
-                let message =
-                    format!("the broker could not do it; its log has the cause under incident {incident}");
-                encode(&BrokerError::Failed { message })
-            }
-        };
-        encoded.unwrap_or_else(|_| {
-            b"{\"error\":\"org.xskbroker.Broker.Failed\",\"parameters\":{\"message\":\"\"}}\0".to_vec()
-        })
     }
 }
 

@@ -7,6 +7,8 @@ use std::io;
 
 use xsk_client::wire::{BrokerError, InterfaceName, ServiceError};
 
+use crate::charge::LimitReached;
+
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -16,6 +18,12 @@ pub enum Error {
     /// Ours; the peer is told to look into the log.
     #[error(transparent)]
     Failed(#[from] Failure),
+}
+
+impl From<LimitReached> for Error {
+    fn from(reached: LimitReached) -> Self {
+        Self::Refused(reached.into())
+    }
 }
 
 /// Why a request was not done: an error of the broker's interface, or of every Varlink service.

@@ -36,7 +36,8 @@ use crate::kernel::redirect::{AttachError, Redirect};
 use crate::kernel::umem::Umem;
 use crate::kernel::xsk::Xsk;
 use crate::lease::{Lease, LeaseId, LeasedSocket, Reservation};
-use crate::policy::{Insert, Request, Verdict};
+use crate::policy::{Insert, Request, Terms, Verdict};
+use crate::unread::Unread;
 use crate::zero_copy;
 
 pub use bound::bind;
@@ -56,6 +57,8 @@ pub struct HandOver {
     pub reply: HandOverReply,
     /// In the order of the reply's indexes.
     pub fds: Vec<OwnedFd>,
+    /// What charges the client for them, until somebody else keeps it.
+    pub unread: Option<Unread>,
     lease: LeaseId,
     is_delivered: bool,
     /// Resolves when the lease has ended; nobody has it yet when the lease is new.
@@ -139,6 +142,8 @@ pub fn acquire(
 
     // 3. Are the queues free, and is the requester within its limits? From here on they are its own.
     let reservation = engine.leases.reserve(terms, device, peer)?;
+    let fds = sockets_at_once(reservation.terms()).max(1);
+    let unread = Unread::charge(engine.leases.accounts(), peer.subject().uid, fds)?;
 
     // 4. The XDP program, if this is the device's first grant; then count the queues, which attaching may change.
     let (redirect, device) = redirect_for(engine, &reservation)?;
@@ -173,6 +178,7 @@ pub fn acquire(
     Ok(HandOver {
         reply: HandOverReply::Acquired(reply),
         fds: made.fds,
+        unread: Some(unread),
         lease: id,
         is_delivered: false,
         ended: Some(ended),
@@ -381,10 +387,6 @@ fn check_unused(engine: &mut Engine, reservation: &Reservation) -> Result<(), Er
 
 fn reply(reservation: &Reservation, redirect: &Redirect, lock: QueueLock) -> Acquired {
     let (terms, device) = (reservation.terms(), reservation.device());
-    let handed_over = match terms.sockets() {
-        SocketKind::Prepared | SocketKind::Bare => terms.queues().len(),
-        SocketKind::Bound => 0,
-    };
     Acquired {
         lease: reservation.id().0,
         interface: device.name.clone(),
@@ -400,12 +402,20 @@ fn reply(reservation: &Reservation, redirect: &Redirect, lock: QueueLock) -> Acq
         umem: terms.umem(),
         umem_file_descriptor: terms.umem().map(|_| 0),
         sockets: (0..)
-            .zip(terms.queues().iter().take(handed_over))
+            .zip(terms.queues().iter().take(sockets_at_once(terms)))
             .map(|(index, queue)| GrantedSocket {
                 queue,
                 socket_file_descriptor: index,
             })
             .collect(),
+    }
+}
+
+/// How many sockets go with the reply to `Acquire`. Those of kind `bound` come later; the umem comes in their place.
+fn sockets_at_once(terms: &Terms) -> usize {
+    match terms.sockets() {
+        SocketKind::Prepared | SocketKind::Bare => terms.queues().len(),
+        SocketKind::Bound => 0,
     }
 }
 

@@ -19,7 +19,7 @@ use xsk_client::wire::{
 };
 
 use crate::agenda::{Agenda, Due};
-use crate::charge::{Accounts, Charge, Resource};
+use crate::charge::{Accounts, Charge, LimitReached, RuleLimit};
 use crate::device::Device;
 use crate::identity::{Peer, Process};
 use crate::kernel::link_events::LinkNow;
@@ -27,6 +27,7 @@ use crate::kernel::queue_lock::{Confinement, Retirement};
 use crate::kernel::redirect::Redirect;
 use crate::kernel::umem::Umem;
 use crate::policy::Terms;
+use crate::quota::Resource;
 
 use hold::{Hold, Holds};
 
@@ -44,7 +45,7 @@ impl std::fmt::Display for LeaseId {
 }
 
 /// All leases of the broker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Leases {
     last_id: u64,
     by_id: BTreeMap<LeaseId, Lease>,
@@ -55,17 +56,19 @@ pub struct Leases {
     abandoned: VecDeque<(Instant, Charge)>,
 }
 
-/// How many sockets a uid may leave unbound in [`ABANDONED_FOR`]: enough for any honest failure to be tried again, and too
-/// few to take the memory of the machine.
-const ABANDONED_MAX: u64 = 256;
+/// How long a socket that was left unbound counts: its rings may live on.
 const ABANDONED_FOR: Duration = Duration::from_secs(60);
 
 impl Leases {
     /// Charges to these accounts.
     pub fn new(accounts: Accounts) -> Self {
         Self {
+            last_id: 0,
+            by_id: BTreeMap::new(),
+            holds: Holds::default(),
+            agenda: Agenda::default(),
             accounts,
-            ..Self::default()
+            abandoned: VecDeque::new(),
         }
     }
 
@@ -97,21 +100,7 @@ impl Leases {
         }
         let uid = peer.subject().uid;
         self.check_abandoned(uid)?;
-        let wanted = u64::try_from(terms.queues().len()).unwrap_or(u64::MAX);
-        let limit = terms.max_queues().map_or(u64::MAX, u64::from);
-        let charge = self
-            .accounts
-            .charge(uid, Resource::Queues(terms.rule().to_owned()), wanted, limit)
-            .map_err(|reached| BrokerError::QuotaExceeded {
-                resource: "queues".into(),
-                limit: reached.limit,
-                in_use: reached.in_use,
-                message: format!(
-                    "rule {} lets uid {uid} hold at most {} of its queues at a time: {} in use, {wanted} more asked for; release some first",
-                    terms.rule(), reached.limit, reached.in_use,
-                ),
-            })?;
-        let umem_charge = self.charge_umem(&terms, uid)?;
+        let charges = self.charge(&terms, uid)?;
         self.last_id += 1;
         let id = LeaseId(self.last_id);
         let hold = Hold::take(&self.holds, id, &device, &terms);
@@ -123,52 +112,48 @@ impl Leases {
             since: Instant::now(),
             due: self.agenda.place_for(id),
             _hold: hold,
-            _charge: charge,
-            _umem_charge: umem_charge,
+            _charges: charges,
         })
     }
 
-    /// Charges for memory that the kernel will pin though its holder may pin none.
-    fn charge_umem(&self, terms: &Terms, uid: u32) -> Result<Option<Charge>, BrokerError> {
-        let Some(umem) = terms.umem() else {
-            return Ok(None);
+    /// Charges for a lease: itself, its queues, and memory that the kernel will pin though its holder may pin none. What
+    /// was charged before one of them is refused is given back.
+    fn charge(&self, terms: &Terms, uid: u32) -> Result<Vec<Charge>, LimitReached> {
+        let rule = terms.rule();
+        let queues = u64::try_from(terms.queues().len()).unwrap_or(u64::MAX);
+        let by_rule = |resource, amount, limit| {
+            let by = RuleLimit { rule, limit };
+            self.accounts.charge_by_rule(uid, resource, amount, by)
         };
-        let (resource, wanted) = (Resource::UmemBytes(terms.rule().to_owned()), umem.bytes());
-        self.accounts
-            .charge(uid, resource, wanted, terms.max_umem_bytes())
-            .map(Some)
-            .map_err(|reached| BrokerError::QuotaExceeded {
-                resource: "umem-bytes".into(),
-                limit: reached.limit,
-                in_use: reached.in_use,
-                message: format!(
-                    "rule {} lets uid {uid} have at most {} bytes of umem registered at a time: {} in use, {wanted} more \
-                     asked for; release some first, or ask for fewer chunks",
-                    terms.rule(), reached.limit, reached.in_use,
-                ),
-            })
+        let mut charges = vec![
+            self.accounts.charge(uid, Resource::Leases, 1)?,
+            match terms.max_queues() {
+                Some(limit) => by_rule(Resource::Queues, queues, limit.into())?,
+                None => self.accounts.charge(uid, Resource::Queues, queues)?,
+            },
+        ];
+        if let Some(umem) = terms.umem() {
+            charges.push(by_rule(
+                Resource::UmemBytes,
+                umem.bytes(),
+                terms.max_umem_bytes(),
+            )?);
+        }
+        Ok(charges)
     }
 
     /// Refuses a uid that has left too many sockets unbound lately.
-    fn check_abandoned(&mut self, uid: u32) -> Result<(), BrokerError> {
-        let now = Instant::now();
+    fn check_abandoned(&mut self, uid: u32) -> Result<(), LimitReached> {
+        self.forget_abandoned(Instant::now());
+        self.accounts.check(uid, Resource::AbandonedSockets)
+    }
+
+    /// Forgets the sockets that were left unbound long enough ago.
+    pub fn forget_abandoned(&mut self, now: Instant) {
         // In the order of their times: each is kept equally long.
         while self.abandoned.front().is_some_and(|(until, _)| *until <= now) {
             self.abandoned.pop_front();
         }
-        let in_use = self.accounts.charged_to(uid, &Resource::Abandoned);
-        if in_use < ABANDONED_MAX {
-            return Ok(());
-        }
-        Err(BrokerError::QuotaExceeded {
-            resource: "abandoned-sockets".into(),
-            limit: ABANDONED_MAX,
-            in_use,
-            message: format!(
-                "uid {uid} has left {in_use} sockets unbound within {} s, and their rings may still take memory; ask again later",
-                ABANDONED_FOR.as_secs(),
-            ),
-        })
     }
 
     /// Charges for a lease's sockets that were handed over and never bound: whoever has them may keep them, and their
@@ -181,9 +166,10 @@ impl Leases {
         lease.abandoned = lease.queue_lock == QueueLock::None;
         let sockets = u64::try_from(lease.terms().queues().len()).unwrap_or(u64::MAX);
         let uid = lease.requester().subject().uid;
-        if let Ok(charge) = self.accounts.charge(uid, Resource::Abandoned, sockets, u64::MAX) {
-            self.abandoned.push_back((Instant::now() + ABANDONED_FOR, charge));
-        }
+        let charge = self
+            .accounts
+            .charge_anyway(uid, Resource::AbandonedSockets, sockets);
+        self.abandoned.push_back((Instant::now() + ABANDONED_FOR, charge));
     }
 
     /// Adds a lease.

@@ -1,38 +1,11 @@
 //! Bytes to a client, and fds with the first of them.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use sendfd::SendWithFd;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
-use tokio::time::sleep;
-
-use crate::kernel::peer::unread_bytes;
-
-/// Waits until the client has read all earlier replies: those that pile up in a socket are read together by some Varlink
-/// clients, which then lose the fds of all but one (libsystemd 257 and 262).
-pub(crate) async fn until_read(stream: &UnixStream) -> io::Result<()> {
-    const LOOK: Duration = Duration::from_millis(2);
-
-    while unread_bytes(stream.as_fd())? > 0 {
-        sleep(LOOK).await;
-    }
-    Ok(())
-}
-
-/// Waits until the client has read all replies, or its end is gone.
-///
-/// fds in a reply that nobody reads stay in flight, charged to our uid by the kernel (`too_many_unix_fds`,
-/// net/unix/scm.c), also after the client has hung up in one direction. For as long its connection counts.
-pub(crate) async fn until_read_or_gone(stream: &UnixStream) {
-    const LOOK: Duration = Duration::from_millis(100);
-
-    while unread_bytes(stream.as_fd()).is_ok_and(|bytes| bytes > 0) {
-        sleep(LOOK).await;
-    }
-}
 
 /// Sends a message, with fds on its first byte.
 pub(crate) async fn send_with_fds(

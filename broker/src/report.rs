@@ -1,13 +1,13 @@
 //! What the broker tells of itself: leases, interfaces, verdicts, status. Nothing here changes anything.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use xsk_client::wire::{
     Change, EndReason, Ended, Explain, Explained, Holder, Interface, Interfaces, Lease as WireLease,
-    LeaseEvent, Leases, Probe, Requester, Status, StillHeld,
+    LeaseEvent, Leases, Probe, Quota, Requester, Status, StillHeld, Used,
 };
 
-use crate::charge::Resource;
+use crate::charge::Accounts;
 use crate::device::Device;
 use crate::engine::Engine;
 use crate::error::Error;
@@ -16,6 +16,7 @@ use crate::kernel::queue_lock::QueueLocks;
 use crate::kernel::queue_probe::{QueueProbe, QueueUse};
 use crate::lease::Lease;
 use crate::policy::View;
+use crate::quota::Resource;
 use crate::{kernel, privileges};
 
 /// How much a client sees: which of the two sockets it came to.
@@ -217,6 +218,7 @@ pub fn explain(engine: &Engine, scope: Scope, peer: &Peer, call: Explain) -> Exp
 
 /// `GetStatus`.
 pub fn status(engine: &mut Engine) -> Status {
+    engine.leases.forget_abandoned(Instant::now());
     let uname = rustix::system::uname();
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -234,8 +236,31 @@ pub fn status(engine: &mut Engine) -> Status {
             .collect(),
         rules: u64::try_from(engine.policy.rule_count()).unwrap_or(u64::MAX),
         leases: u64::try_from(engine.leases.len()).unwrap_or(u64::MAX),
-        connections: engine.leases.accounts().total(&Resource::Connections),
+        connections: engine.leases.accounts().in_all().of(Resource::Connections),
+        quotas: quotas(engine.leases.accounts()),
     }
+}
+
+/// What all users and each of them have of what is limited.
+fn quotas(accounts: &Accounts) -> Vec<Quota> {
+    let (limits, in_all, by_uid) = (accounts.limits(), accounts.in_all(), accounts.by_uid());
+    let users = |resource| {
+        let used = by_uid.iter().map(|(uid, amounts)| Used {
+            uid: *uid,
+            in_use: amounts.of(resource),
+        });
+        used.filter(|used| used.in_use > 0).collect()
+    };
+    Resource::ALL
+        .iter()
+        .map(|resource| Quota {
+            resource: resource.to_string(),
+            in_use: in_all.of(*resource),
+            limit: limits.in_all.of(*resource),
+            limit_per_user: limits.per_user.of(*resource),
+            users: users(*resource),
+        })
+        .collect()
 }
 
 /// What the kernel has of what the broker can do without.

@@ -12,12 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::Mode;
-use rustix::process::{Resource as Limit, getrlimit};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use xsk_client::wire::{BrokerError, encode};
 
-use crate::charge::{Accounts, Charge, Resource};
+use crate::charge::{Accounts, Charge};
 use crate::connection::Connection;
 use crate::end;
 use crate::engine::{EngineHandle, Running, Turn};
@@ -27,10 +27,8 @@ use crate::kernel::link_events::LinkEvents;
 use crate::kernel::peer::refuse_passed_fds;
 use crate::kernel::readable::Readable;
 use crate::links;
+use crate::quota::Resource;
 use crate::report::Scope;
-
-/// How many connections one uid may have at a time, over both sockets.
-pub const CONNECTIONS_PER_UID: u64 = 64;
 
 /// A socket that clients connect to.
 #[derive(Debug)]
@@ -174,35 +172,32 @@ fn welcome(stream: UnixStream, scope: Scope, engine: &EngineHandle, accounts: &A
             peer,
             scope,
             engine,
+            accounts: accounts.clone(),
             charge,
-            sent_fds: false,
+            unread: None,
         }
         .serve(),
     );
 }
 
-/// Charges a connection to its uid. `None`: it is one too many, for the uid or for the broker's own limit of open files,
-/// which the operator's connections and the leases' sockets need too.
+/// Charges a connection to its uid. `None`: it is one too many, which its client is told by the only answer that it gets,
+/// whatever it asks.
 fn charge(stream: &UnixStream, accounts: &Accounts) -> Option<Charge> {
     let uid = stream.peer_cred().ok()?.uid();
-    let limit = getrlimit(Limit::Nofile).current.unwrap_or(u64::MAX);
-    // A connection has two fds: the stream and its client's pidfd.
-    let in_all = accounts.total(&Resource::Connections);
-    match accounts.charge(uid, Resource::Connections, 1, CONNECTIONS_PER_UID) {
-        Ok(charge) if in_all < limit / 4 => Some(charge),
-        Ok(_) => {
-            tracing::warn!(uid, in_all, "connection closed: no more are taken in all");
-            None
-        }
-        Err(reached) => {
-            tracing::debug!(
-                uid,
-                limit = reached.limit,
-                "connection closed: its uid has as many as it may have"
-            );
-            None
-        }
+    let reached = match accounts.charge(uid, Resource::Connections, 1) {
+        Ok(charge) => return Some(charge),
+        Err(reached) => reached,
+    };
+    let error = BrokerError::from(reached);
+    tracing::debug!("connection closed: {error}");
+    // Nothing was sent yet, so there is room for it, unless the client is gone.
+    let sent = encode(&error)
+        .map_err(io::Error::from)
+        .and_then(|message| stream.try_write(&message));
+    if let Err(error) = sent {
+        tracing::debug!(uid, %error, "cannot tell a client why its connection is closed");
     }
+    None
 }
 
 async fn watch_links(source: LinkEvents, news: Readable, engine: EngineHandle) {

@@ -185,6 +185,16 @@ fn timeless(mut reply: Value) -> Value {
     };
     remove(&mut reply, "uptimeMs");
     remove(&mut reply, "connections");
+    if let Some(quotas) = reply.get_mut("quotas") {
+        // Of connections that come and go.
+        let stays = |quota: &Value| {
+            !matches!(
+                quota["resource"].as_str(),
+                Some("connections" | "requests" | "unread-fds")
+            )
+        };
+        quotas.as_array_mut().unwrap().retain(stays);
+    }
     for lease in reply["leases"].as_array_mut().into_iter().flatten() {
         remove(lease, "ageMs");
         for queue in lease["queues"].as_array_mut().into_iter().flatten() {

@@ -10,6 +10,8 @@ use e2e::holder::Holder;
 use e2e::leaks::{Fds, Leaks};
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
+use xsk_client::Broker;
+use xsk_client::wire::Quota;
 
 use crate::lease_scene::{PATIENCE, Traffic, operator, policy, port, wait_until};
 use crate::puppet::Puppet;
@@ -179,6 +181,14 @@ fn a_steady_holder_loses_nothing_in_the_crowd() {
     wait_until("no lease is left", || {
         operator.list_leases().unwrap().leases.is_empty()
     });
+    // What was taken was given back, to the last byte: by every way that a lease can end, by grants that failed, and by
+    // processes that were killed in the middle of either.
+    let left = |operator: &mut Broker| -> Vec<Quota> {
+        let quotas = operator.get_status().unwrap().quotas;
+        let counts = |quota: &Quota| quota.resource != "abandoned-sockets" && quota.in_use > 0;
+        quotas.into_iter().filter(counts).collect()
+    };
+    wait_until("nothing is charged", || left(&mut operator).is_empty());
     leaks.expect_objects_gone(&world, pid).unwrap();
     assert!(broker.stop().unwrap().success());
     leaks.wait_none(&world, PATIENCE).unwrap();

@@ -51,6 +51,7 @@ mod policy_start;
 mod puppet;
 mod puppet_body;
 mod qemu_consumer;
+mod quota;
 mod rogue;
 mod rogue_bind;
 mod rogue_handed_on;

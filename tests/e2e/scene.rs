@@ -104,16 +104,21 @@ impl<'w> Scene<'w> {
 
 /// A broker's fds once it has closed the connection that the fixture saw it start by.
 fn quiet_fds(pid: u32) -> Fds {
+    /// A look is no snapshot, and a connection that was just accepted has no pidfd yet.
+    const EQUAL_LOOKS: u32 = 4;
+
     let deadline = Instant::now() + PATIENCE;
-    loop {
-        let fds = Fds::of(pid).unwrap();
-        // Each connection has one. A look is no snapshot, so it takes two that agree.
-        if !format!("{fds:?}").contains("pidfd") && fds == Fds::of(pid).unwrap() {
-            return fds;
-        }
-        assert!(Instant::now() < deadline, "{fds:?}");
+    let (mut last, mut equal) = (Fds::of(pid).unwrap(), 1);
+    while equal < EQUAL_LOOKS {
+        assert!(Instant::now() < deadline, "{last:?}");
         thread::sleep(Duration::from_millis(5));
+        let fds = Fds::of(pid).unwrap();
+        // Each connection has one.
+        let quiet = fds == last && !format!("{fds:?}").contains("pidfd");
+        equal = if quiet { equal + 1 } else { 1 };
+        last = fds;
     }
+    last
 }
 
 /// A request that changes nothing; queues 1 to 3 are granted to the tenant.

@@ -44,7 +44,7 @@ fn one_uid_has_64_connections_and_the_others_theirs() {
     let mut clients: Vec<RawClient> = (0..CONNECTIONS).map(|_| scene.client()).collect();
     assert!(clients.iter_mut().all(is_served));
     for _ in 0..3 {
-        assert_eq!(scene.client().exchange(&explain(1)).unwrap(), None);
+        assert!(is_one_too_many(&mut scene.client()));
     }
     let mut stranger = scene.client_of(&other);
     assert!(stranger.exchange(&explain(1)).unwrap().is_some());
@@ -55,20 +55,34 @@ fn one_uid_has_64_connections_and_the_others_theirs() {
     while clients.len() < CONNECTIONS {
         let mut client = scene.client();
         wait_until("no place became free", || {
-            let reply = client.exchange(&explain(1)).unwrap();
-            if reply.is_none() {
+            let refused = is_one_too_many(&mut client);
+            if refused {
                 client = scene.client();
             }
-            reply.is_some()
+            !refused
         });
         clients.push(client);
     }
-    assert_eq!(scene.client().exchange(&explain(1)).unwrap(), None);
+    assert!(is_one_too_many(&mut scene.client()));
     drop((clients, stranger));
-    wait_until("no place became free", || {
-        scene.client().exchange(&explain(1)).unwrap().is_some()
-    });
+    wait_until("no place became free", || !is_one_too_many(&mut scene.client()));
     scene.finish();
+}
+
+/// Whether a connection is told that it is one too many, and closed; it is served otherwise.
+fn is_one_too_many(client: &mut RawClient) -> bool {
+    let reply = client.exchange(&explain(1)).unwrap().unwrap();
+    if reply["parameters"]["granted"] == true {
+        return false;
+    }
+    assert_eq!(reply["error"], format!("{INTERFACE}.QuotaExceeded"), "{reply}");
+    let told = &reply["parameters"];
+    assert_eq!(
+        (&told["resource"], &told["limit"], &told["inUse"]),
+        (&json!("connections"), &json!(CONNECTIONS), &json!(CONNECTIONS))
+    );
+    assert_eq!(client.receive().unwrap(), None);
+    true
 }
 
 #[test]

@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use xsk_client::Broker as Client;
 
 use crate::binaries;
 use crate::connector::Connector;
 use crate::patience::stretched;
 use crate::process::Process;
+use crate::sys;
 use crate::uids::{Uid, User};
 use crate::world::{Side, World};
 
@@ -68,6 +69,7 @@ pub struct BrokerBuilder {
     paths: Paths,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    open_files: Option<u64>,
 }
 
 impl BrokerBuilder {
@@ -89,6 +91,13 @@ impl BrokerBuilder {
     #[must_use]
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Its RLIMIT_NOFILE, for good.
+    #[must_use]
+    pub fn open_files(mut self, most: u64) -> Self {
+        self.open_files = Some(most);
         self
     }
 
@@ -132,6 +141,7 @@ impl<'w> BrokerProcess<'w> {
             paths: Paths::new("xsk-broker"),
             arguments: Vec::new(),
             environment: vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())],
+            open_files: None,
         }
     }
 
@@ -317,6 +327,13 @@ fn spawn(world: &World, builder: &BrokerBuilder, uid: &Uid) -> Result<Process> {
         .args([Path::new("--control-socket"), &paths.control_socket()])
         .args(["--user", &uid.number().to_string()])
         .args(&builder.arguments);
+    if let Some(most) = builder.open_files {
+        let limit = Rlimit {
+            current: Some(most),
+            maximum: Some(most),
+        };
+        sys::before_exec(&mut command, move || Ok(setrlimit(Resource::Nofile, limit)?));
+    }
     Process::spawn(world.namespace(Side::Host), None, command)
 }
 

@@ -14,6 +14,7 @@ use crate::policy::{
     Diagnostic, Effect, Insert, InterfaceSection, Loaded, Ownership, Policy, PolicyError, QueueLockSetting,
     Rule, Severity, none_costs,
 };
+use crate::quota::{Amounts, Limits, Resource};
 
 /// Check a policy without a running broker.
 ///
@@ -128,6 +129,7 @@ fn print_summary(policy: &Policy, warnings: &str, out: &mut dyn Write) -> io::Re
     for rule in policy.rules() {
         print_rule(rule, out)?;
     }
+    print_limits(policy.limits(), out)?;
     if !policy.rules().is_empty() {
         writeln!(
             out,
@@ -166,6 +168,23 @@ fn print_section(section: &InterfaceSection, out: &mut dyn Write) -> io::Result<
             )
         }
     }
+}
+
+fn print_limits(limits: Limits, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "\nlimits, whatever a rule allows")?;
+    let line = |amounts: Amounts| -> String {
+        let each = |resource: &Resource| format!("{} {}", amounts.of(*resource), resource.words());
+        let (first, second) = Resource::ALL.split_at(4);
+        [first, second]
+            .map(|part| part.iter().map(each).collect::<Vec<_>>().join(", "))
+            .join(",\n    ")
+    };
+    writeln!(out, "  each user: {}", line(limits.per_user))?;
+    writeln!(out, "  in all: {}", line(limits.in_all))?;
+    writeln!(
+        out,
+        "  and no more in all than RLIMIT_NOFILE of the broker lets it serve, as `status` says"
+    )
 }
 
 fn print_rule(rule: &Rule, out: &mut dyn Write) -> io::Result<()> {
@@ -242,7 +261,8 @@ mod tests {
     const GOOD: &str = "[interface.lo]\nqueue-lock = \"none\"\nreserved = \"0\"\n\n[[allow]]\nname = \"r\"\n\
                         user = [\"root\", 7]\ninterface = [\"lo\"]\nqueues = \"*\"\nsockets = [\"prepared\"]\n\
                         insert = \"at-grant\"\nlimits = { queues = 1 }\n\n[[deny]]\nname = \"d\"\nuser = \"*\"\n\
-                        interface = \"lo\"\nqueues = \"3\"\n";
+                        interface = \"lo\"\nqueues = \"3\"\n\n[limits.per-user]\nconnections = 9\n\n\
+                        [limits.in-all]\nqueues = 70\n";
 
     fn check(text: &str, strict: bool) -> (bool, String, String, serde_json::Value) {
         let args = CheckArgs {
@@ -291,6 +311,13 @@ allow r
 deny d
   everybody never gets queues 3 of lo
 
+limits, whatever a rule allows
+  each user: 9 connections, 64 unanswered requests, 1024 leases, 1024 queues,
+    1073741824 bytes of umem, 128 fds in unread replies, 256 sockets left unbound within a minute
+  in all: 4096 connections, 1024 unanswered requests, 16384 leases, 70 queues,
+    17179869184 bytes of umem, 8192 fds in unread replies, 4096 sockets left unbound within a minute
+  and no more in all than RLIMIT_NOFILE of the broker lets it serve, as `status` says
+
 A request is granted if one allow rule covers all of it, and no deny rule touches any of it.
 "
         );
@@ -298,6 +325,9 @@ A request is granted if one allow rule covers all of it, and no deny rule touche
         assert_eq!(json["rules"][0]["insert"], "at-grant");
         assert_eq!(json["rules"][1]["effect"], "deny");
         assert_eq!(json["interfaces"][0]["queueLock"], "none");
+        assert_eq!(json["limits"]["perUser"]["connections"], 9);
+        assert_eq!(json["limits"]["inAll"]["queues"], 70);
+        assert_eq!(json["limits"]["inAll"]["unread-fds"], 8192);
     }
 
     #[test]

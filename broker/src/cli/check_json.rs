@@ -1,11 +1,14 @@
 //! What `xsk-broker check --json` prints: the whole policy as data, with every diagnostic.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use xsk_client::wire::{Direction, SocketKind, ZeroCopy};
 
 use crate::policy::{
     Diagnostic, Effect, Insert, InterfaceSection, Loaded, Position, QueueLockSetting, Rule, Severity,
 };
+use crate::quota::{Amounts, Limits, Resource};
 
 /// One object.
 #[derive(Serialize)]
@@ -18,6 +21,8 @@ pub(super) struct Json {
     interfaces: Option<Vec<JsonInterface>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rules: Option<Vec<JsonRule>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<JsonLimits>,
 }
 
 impl Json {
@@ -36,6 +41,29 @@ impl Json {
             interfaces: loaded
                 .map(|loaded| loaded.policy.sections().iter().map(JsonInterface::new).collect()),
             rules: loaded.map(|loaded| loaded.policy.rules().iter().map(JsonRule::new).collect()),
+            limits: loaded.map(|loaded| JsonLimits::new(loaded.policy.limits())),
+        }
+    }
+}
+
+/// By the words of the policy.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonLimits {
+    per_user: BTreeMap<&'static str, u64>,
+    in_all: BTreeMap<&'static str, u64>,
+}
+
+impl JsonLimits {
+    fn new(limits: Limits) -> Self {
+        let by_word = |amounts: Amounts| {
+            let each = Resource::ALL.iter();
+            each.map(|resource| (resource.as_str(), amounts.of(*resource)))
+                .collect()
+        };
+        Self {
+            per_user: by_word(limits.per_user),
+            in_all: by_word(limits.in_all),
         }
     }
 }

@@ -172,6 +172,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
 
     // 6. As many fds as the kernel lets us have: each lease takes one for each queue.
     let limit = getrlimit(Limit::Nofile);
+    let open_files = limit.maximum.unwrap_or(u64::MAX);
     setrlimit(
         Limit::Nofile,
         Rlimit {
@@ -189,7 +190,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     privileges::drop_to(account)?;
 
     // 8. The engine's thread keeps the four capabilities permitted; this one, which talks to clients, keeps none.
-    let accounts = Accounts::default();
+    let accounts = Accounts::new(loaded.policy.limits().within_open_files(open_files));
     let message = format!(
         "serving {} and {} as uid {}",
         socket.display(),

@@ -1,7 +1,7 @@
 //! `xsk-broker status`: how the daemon and its devices are doing.
 
 use serde_json::json;
-use xsk_client::wire::{Interface, Interfaces, Status, ranges};
+use xsk_client::wire::{Interface, Interfaces, Quota, Status, ranges};
 
 use super::exit::Exit;
 use super::output::{self, Sockets, duration};
@@ -9,7 +9,8 @@ use super::table::{Column, layout};
 
 /// Show the daemon, what it found in the kernel, and its devices. For root.
 ///
-/// PASSED counts packets of queues that nobody holds: they went on to the host's network stack.
+/// QUOTA lists what is limited whatever a rule allows (`[limits]` in the policy), and who has most of it. PASSED counts
+/// packets of queues that nobody holds: they went on to the host's network stack.
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
     /// Print the replies of GetStatus and ListInterfaces as JSON, one line each
@@ -61,7 +62,49 @@ fn status(status: &Status) -> String {
         let there = if probe.available { "yes" } else { "no" };
         text.push_str(&format!("  {:<20} {there:<4} {}\n", probe.name, probe.note));
     }
-    text
+    text + &quotas(&status.quotas)
+}
+
+fn quotas(quotas: &[Quota]) -> String {
+    let columns = [
+        Column::Left("QUOTA"),
+        Column::Right("IN USE"),
+        Column::Right("LIMIT"),
+        Column::Right("PER USER"),
+        Column::Left("BY UID"),
+    ];
+    let rows: Vec<_> = quotas
+        .iter()
+        .map(|quota| {
+            [
+                quota.resource.clone(),
+                quota.in_use.to_string(),
+                quota.limit.to_string(),
+                quota.limit_per_user.to_string(),
+                greatest(quota),
+            ]
+        })
+        .collect();
+    format!("\n{}", layout(columns, &rows))
+}
+
+/// Who has most of a resource.
+fn greatest(quota: &Quota) -> String {
+    const MOST: usize = 4;
+
+    let mut users: Vec<_> = quota.users.iter().collect();
+    users.sort_by_key(|used| std::cmp::Reverse(used.in_use));
+    let mut words: Vec<_> = users
+        .iter()
+        .take(MOST)
+        .map(|used| format!("{}: {}", used.uid, used.in_use))
+        .collect();
+    match users.len() {
+        0 => return "-".to_owned(),
+        all if all > MOST => words.push(format!("{} more", all - MOST)),
+        _ => {}
+    }
+    words.join(", ")
 }
 
 fn interfaces(reply: &Interfaces) -> String {

@@ -19,6 +19,7 @@ use crate::kernel::umem::{MakeError, RegisterError, Umem};
 use crate::kernel::xsk::{BindError, Xsk};
 use crate::lease::{Lease, LeaseId, LeasedSocket, Reservation};
 use crate::policy::Insert;
+use crate::unread::Unread;
 
 /// Makes the memory of a new lease.
 pub(super) fn umem(engine: &mut Engine, reservation: &Reservation) -> Result<Made, Error> {
@@ -51,6 +52,7 @@ pub(super) fn umem(engine: &mut Engine, reservation: &Reservation) -> Result<Mad
 /// [`BrokerError::UmemNotPopulated`], [`BrokerError::QueueBusy`], [`BrokerError::ZeroCopyUnavailable`],
 /// [`BrokerError::SocketKindUnsupported`], [`BrokerError::AlreadyBound`]; the lease lives on, until its deadline.
 pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId) -> Result<HandOver, Error> {
+    let accounts = engine.leases.accounts().clone();
     let lease = engine
         .leases
         .get_mut(id)
@@ -67,6 +69,7 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
         .filter(|device| device.index == lease.device().index)
         .ok_or_else(|| no_device(&name))?;
     check_queues(lease.reservation(), &device)?;
+    let unread = Unread::charge(&accounts, peer.subject().uid, lease.terms().queues().len())?;
 
     let left: Vec<u32> = lease.terms().queues().iter().skip(lease.sockets.len()).collect();
     for queue in left {
@@ -94,6 +97,7 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
     Ok(HandOver {
         reply: HandOverReply::Bound(reply(lease)),
         fds,
+        unread: Some(unread),
         lease: id,
         is_delivered: false,
         ended: None,

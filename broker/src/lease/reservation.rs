@@ -22,8 +22,7 @@ pub struct Reservation {
     pub(super) since: Instant,
     pub(super) due: Due,
     pub(super) _hold: Hold,
-    pub(super) _charge: Charge,
-    pub(super) _umem_charge: Option<Charge>,
+    pub(super) _charges: Vec<Charge>,
 }
 
 impl Reservation {

@@ -18,6 +18,9 @@ pub(super) enum Section {
     Allow,
     Deny,
     Limits,
+    AllLimits,
+    /// `per-user` or `in-all` of these.
+    Amounts(&'static str),
 }
 
 impl fmt::Display for Section {
@@ -28,6 +31,8 @@ impl fmt::Display for Section {
             Self::Allow => "[[allow]]",
             Self::Deny => "[[deny]]",
             Self::Limits => "limits",
+            Self::AllLimits => "[limits]",
+            Self::Amounts(key) => return write!(f, "[limits.{key}]"),
         })
     }
 }
@@ -97,6 +102,8 @@ pub(super) enum Mistake {
     InterfaceIsList,
     #[error("[interface.{}] is there already, at {first}", shown(name))]
     DuplicateInterface { name: String, first: String },
+    #[error("[limits] are there already, at {first}")]
+    LimitsTwice { first: String },
     #[error("a name with a dot was not quoted")]
     UnquotedDot(String),
 
@@ -208,7 +215,7 @@ impl Mistake {
             Self::DuplicateRule { .. } => {
                 "give each rule a name of its own: the log tells them apart by it".into()
             }
-            Self::DuplicateInterface { .. } => "join the two".to_owned(),
+            Self::DuplicateInterface { .. } | Self::LimitsTwice { .. } => "join the two".to_owned(),
             Self::BesideEverybody => {
                 "leave out \"*\", or everything else: each entry of `user` and `group` adds \
                                       people, none takes any away"

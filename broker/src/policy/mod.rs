@@ -13,6 +13,7 @@ mod diagnostic;
 mod explain;
 mod file;
 mod interface;
+mod limits;
 mod mistake;
 mod names;
 mod queues;
@@ -30,6 +31,7 @@ use xsk_client::wire::{
 };
 
 use crate::identity::Subject;
+use crate::quota::Limits;
 
 pub use decide::{Terms, Verdict};
 pub use diagnostic::{Diagnostic, PolicyError, Position, Severity};
@@ -86,6 +88,7 @@ impl From<Acquire> for Request {
 pub struct Policy {
     sections: Vec<InterfaceSection>,
     rules: Vec<Rule>,
+    limits: Limits,
     files: Vec<PathBuf>,
 }
 
@@ -155,6 +158,11 @@ impl Policy {
     /// How many rules there are, allow and deny.
     pub fn rule_count(&self) -> usize {
         self.rules.len()
+    }
+
+    /// What one user and all users together may have, whatever a rule allows.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// The files that it was read from, in the order in which they count.

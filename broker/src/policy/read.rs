@@ -8,6 +8,7 @@ use xsk_client::wire::{InterfaceName, ZeroCopy};
 
 use super::diagnostic::{Diagnostic, Findings, Place, PolicyError, Severity, Source};
 use super::interface::{InterfaceSection, Pattern, XdpSetting, read_sections, section_for};
+use super::limits::{ReadLimits, read_limits};
 use super::mistake::{Mistake, Section, nearest};
 use super::names::Machine;
 use super::queues::QueueRanges;
@@ -21,13 +22,17 @@ pub(super) fn read_policy(
     machine: &mut dyn Machine,
     mut findings: Findings,
 ) -> Result<Loaded, PolicyError> {
-    let mut sections = Vec::new();
-    let mut read = Vec::new();
+    let mut parts = Parts::default();
     for (index, source) in sources.iter().enumerate() {
-        read_file(index, source, machine, &mut sections, &mut read, &mut findings);
+        read_file(index, source, machine, &mut parts, &mut findings);
     }
+    let Parts {
+        sections,
+        rules,
+        limits,
+    } = parts;
     let interfaces = machine.interfaces();
-    let rules = check_whole(sources, read, &sections, interfaces.as_deref(), &mut findings);
+    let rules = check_whole(sources, rules, &sections, interfaces.as_deref(), &mut findings);
 
     let diagnostics = findings.into_diagnostics(sources);
     let is_error = |diagnostic: &Diagnostic| diagnostic.severity == Severity::Error;
@@ -38,6 +43,7 @@ pub(super) fn read_policy(
     let policy = Policy {
         sections,
         rules,
+        limits: limits.limits,
         files: files.clone(),
     };
     Ok(Loaded {
@@ -47,12 +53,19 @@ pub(super) fn read_policy(
     })
 }
 
+/// What was read of all files until now.
+#[derive(Default)]
+struct Parts {
+    sections: Vec<InterfaceSection>,
+    rules: Vec<ReadRule>,
+    limits: ReadLimits,
+}
+
 fn read_file(
     index: usize,
     source: &Source,
     machine: &mut dyn Machine,
-    sections: &mut Vec<InterfaceSection>,
-    rules: &mut Vec<ReadRule>,
+    parts: &mut Parts,
     findings: &mut Findings,
 ) {
     let (document, errors) = DeTable::parse_recoverable(&source.text);
@@ -67,7 +80,11 @@ fn read_file(
     };
     if let Some(mut item) = top.take("interface") {
         item.place.span = key_of(&item);
-        read_sections(&item, source, sections, findings);
+        read_sections(&item, source, &mut parts.sections, findings);
+    }
+    if let Some(mut item) = top.take("limits") {
+        item.place.span = key_of(&item);
+        read_limits(&item, source, &mut parts.limits, findings);
     }
     let mut in_file = Vec::new();
     for (key, section) in [("allow", Section::Allow), ("deny", Section::Deny)] {
@@ -78,7 +95,7 @@ fn read_file(
     }
     top.finish(findings);
     in_file.sort_by_key(|rule| rule.place.span.start);
-    rules.extend(in_file);
+    parts.rules.extend(in_file);
     report_syntax(index, source, &errors, findings);
 }
 

@@ -38,11 +38,12 @@ pub enum BrokerError {
         /// For people.
         message: String,
     },
-    /// The rule's limits are used up.
+    /// A limit is used up: the rule's, the user's, or that of all users together, as `message` says.
     #[error("{message}")]
     #[serde(rename = "org.xskbroker.Broker.QuotaExceeded", rename_all = "camelCase")]
     QuotaExceeded {
-        /// What is limited: `queues`, `umem-bytes`.
+        /// What is limited: `connections`, `requests`, `leases`, `queues`, `umem-bytes`, `unread-fds`,
+        /// `abandoned-sockets`.
         resource: String,
         /// The limit.
         limit: u64,

@@ -238,6 +238,36 @@ pub struct Status {
     pub leases: u64,
     /// How many clients are connected to the broker socket.
     pub connections: u64,
+    /// What is limited, and how much of it is in use.
+    #[serde(default)]
+    pub quotas: Vec<Quota>,
+}
+
+/// How much of one resource is in use, and may be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Quota {
+    /// As the policy calls it under `[limits.per-user]` and `[limits.in-all]`: `connections`, `requests`, `leases`, `queues`,
+    /// `umem-bytes`, `unread-fds`, `abandoned-sockets`.
+    pub resource: String,
+    /// What all users have.
+    pub in_use: u64,
+    /// What all users together may have.
+    pub limit: u64,
+    /// What each of them may have.
+    pub limit_per_user: u64,
+    /// Who has how much of it, without those who have none.
+    pub users: Vec<Used>,
+}
+
+/// How much of a resource one user has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Used {
+    /// The user.
+    pub uid: u32,
+    /// What it has.
+    pub in_use: u64,
 }
 
 /// One thing that the kernel has or lacks.

@@ -6,6 +6,7 @@ use xsk_client::wire::{RuleOutcome, ZeroCopy};
 
 use super::*;
 use crate::policy::{Insert, QueueLockSetting, Verdict, View, Why, XdpSetting};
+use crate::quota::{Limits, Resource};
 
 const BASE: &str = r#"
 [interface.eth0]
@@ -357,4 +358,16 @@ fn suggestions_work() {
         }
         assert_eq!(verdict(&policy(&text), who, what), expected, "{words}: {toml}");
     }
+}
+
+#[test]
+fn limits_are_what_is_written_and_else_what_is_usual() {
+    let text = "[limits.per-user]\nqueues = 3\numem-bytes = 8192\n[limits.in-all]\nqueues = 5\n";
+    let limits = policy(text).limits();
+    let (usual, mut expected) = (Limits::default(), Limits::default());
+    *expected.per_user.of_mut(Resource::Queues) = 3;
+    *expected.per_user.of_mut(Resource::UmemBytes) = 8192;
+    *expected.in_all.of_mut(Resource::Queues) = 5;
+    assert_eq!(limits, expected);
+    assert_eq!(policy("").limits(), usual);
 }

@@ -269,10 +269,48 @@ fn mistakes_in_sections_and_tables() {
             "[interface.eth0]\nqueue-lock = \"none\"\n[interface.eth0]\nqueue-lock = \"none\"",
             "3:12 given twice".into(),
         ),
-        ("\u{feff}x = 1", "1:1 unknown key `x` in a policy file | one of `interface`, `allow`, `deny`".into()),
+        ("\u{feff}x = 1", "1:1 unknown key `x` in a policy file | one of `interface`, `limits`, `allow`, `deny`".into()),
     ] {
         assert_eq!(said(&[text]), [expected], "{text}");
     }
+}
+
+#[test]
+fn mistakes_in_limits() {
+    for (text, expected) in [
+        (
+            "[limits]\nqueues = 3",
+            "2:1 unknown key `queues` in [limits] | one of `per-user`, `in-all`",
+        ),
+        (
+            "[limits.per_user]\nqueues = 3",
+            "1:9 unknown key `per_user` in [limits] | did you mean `per-user`?",
+        ),
+        (
+            "[limits.per-user]\nconection = 3",
+            "2:1 unknown key `conection` in [limits.per-user] | did you mean `connections`?",
+        ),
+        (
+            "[limits.in-all]\nunread-fds = 0",
+            "2:14 `unread-fds` is 0, it must be 1 to 16777216",
+        ),
+        (
+            "[limits.in-all]\numem-bytes = \"1 GiB\"",
+            "2:14 `umem-bytes` is a string, where an integer is expected",
+        ),
+        (
+            "limits = 3",
+            "1:1 `limits` is an integer, where a table is expected",
+        ),
+    ] {
+        assert_eq!(said(&[text]), [expected], "{text}");
+    }
+    let per_user = "[limits.per-user]\nqueues = 3\n";
+    let in_all = "[limits.in-all]\nqueues = 3\n[interface.eth0]\n";
+    assert_eq!(
+        said(&[per_user, in_all]),
+        ["p1.toml:1:2 [limits] are there already, at p0.toml:1 | join the two"]
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::policy::Ownership;
+use crate::quota::{Limits, Resource};
 
 const SECTION: &str = "[interface.\"*\"]\nqueue-lock = \"none\"\n";
 
@@ -138,5 +139,11 @@ fn the_example_is_good() {
             text.lines().any(|line| line.starts_with(&format!("{key} = "))),
             "{key}"
         );
+    }
+    // What it says of what counts where nothing is written.
+    assert_eq!(loaded.policy.limits(), Limits::default());
+    for resource in Resource::ALL {
+        let is_here = |line: &&str| line.starts_with(&format!("{resource} = "));
+        assert_eq!(text.lines().filter(is_here).count(), 2, "{resource}");
     }
 }
