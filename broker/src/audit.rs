@@ -43,6 +43,12 @@ pub enum Event {
     DeviceChanged,
     /// The XDP program was attached to a device.
     Attached,
+    /// The XDP program was detached from a device, because the policy wants it otherwise or not at all.
+    Detached,
+    /// The policy was read anew and is in force.
+    Reloaded,
+    /// The policy was read anew, has mistakes, and the former one stays in force.
+    ReloadRefused,
     /// The daemon ends.
     Stopped,
 }

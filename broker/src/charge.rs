@@ -87,6 +87,11 @@ impl Accounts {
         self.lock().check(uid, resource, 1)
     }
 
+    /// Puts other limits into force: for what is charged from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        self.lock().limits = limits;
+    }
+
     /// The limits in force.
     pub fn limits(&self) -> Limits {
         self.lock().limits

@@ -16,7 +16,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout_at};
 use xsk_client::wire::{
     Acquire, Activate, Bind, BrokerError, Call, Explain, FramingError, INTERFACE, LeaseReference,
-    MAX_MESSAGE_BYTES, MessageBuffer, Monitored, SERVICE_INTERFACE, ServiceError, Transfer, encode,
+    MAX_MESSAGE_BYTES, MessageBuffer, Monitored, Reload, SERVICE_INTERFACE, ServiceError, Transfer, encode,
 };
 
 use crate::call::{Malformed, invalid, parameters, read_call};
@@ -30,6 +30,7 @@ use crate::identity::{Peer, Process};
 use crate::lease::LeaseId;
 use crate::monitor::{self, Feed};
 use crate::quota::Resource;
+use crate::reload::{self, Unwanted};
 use crate::report::{self, Scope};
 use crate::unread::Unread;
 use crate::watch::Watch;
@@ -312,7 +313,9 @@ impl Connection {
                         .await?,
                 )
             }
-            "GetStatus" | "Revoke" if scope == Scope::Own => Err(ServiceError::PermissionDenied {}.into()),
+            "GetStatus" | "Revoke" | "Reload" if scope == Scope::Own => {
+                Err(ServiceError::PermissionDenied {}.into())
+            }
             "GetStatus" => {
                 let Empty {} = parameters(call)?;
                 reply(&self.engine.call(turn, report::status).await?)
@@ -321,6 +324,13 @@ impl Connection {
                 let id = LeaseId(parameters::<LeaseReference>(call)?.lease);
                 let revoked = self.engine.call(turn, move |engine| end::revoke(engine, id));
                 reply(&revoked.await??)
+            }
+            "Reload" => {
+                let unwanted = match parameters::<Reload>(call)?.revoke {
+                    Some(true) => Unwanted::Ended,
+                    Some(false) | None => Unwanted::Kept,
+                };
+                reply(&reload::reload(&self.engine, Some(peer), unwanted).await?)
             }
             _ => Err(ServiceError::MethodNotFound {
                 method: call.method.clone().into_owned(),

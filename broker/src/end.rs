@@ -19,7 +19,8 @@ use crate::identity::{Peer, Process};
 use crate::kernel::queue_lock::Retired;
 use crate::kernel::queue_probe::{QueueProbe, QueueUse};
 use crate::lease::{Lease, LeaseId, LeasedSocket};
-use crate::report;
+use crate::misfit;
+use crate::report::{self, Scope};
 
 /// How long a stop waits for sockets to be retired: a hostile holder can make it take for ever.
 const RETIREMENT_PATIENCE: Duration = Duration::from_secs(2);
@@ -215,6 +216,9 @@ fn free(engine: &mut Engine, id: LeaseId) {
     };
     lease.state = LeaseState::Freed;
     engine.monitors.publish(&lease, Change::State);
+    let index = lease.device().index;
+    drop(lease);
+    misfit::detach_unused(engine, index);
 }
 
 /// Ends a lease whose holder is no more, unless it has moved on to another one meanwhile.
@@ -245,18 +249,26 @@ pub fn release(engine: &mut Engine, peer: &Peer, id: LeaseId) {
 ///
 /// [`BrokerError::NoSuchLease`] where there is none. One that lingers stays as it is.
 pub fn revoke(engine: &mut Engine, id: LeaseId) -> Result<Revoked, Error> {
-    let lease = engine.leases.get_mut(id).ok_or_else(|| no_such_lease(id))?;
+    engine.leases.get_mut(id).ok_or_else(|| no_such_lease(id))?;
+    Ok(take_back(engine, id, Reason::Revoked))
+}
+
+/// Ends anybody's lease, and says what that has stopped. One that has ended already stays as it is.
+pub fn take_back(engine: &mut Engine, id: LeaseId, reason: Reason) -> Revoked {
     // Such a lease is not listed after its end; but whoever has its sockets may still bind them.
     let is_unbound = |leased: &LeasedSocket| leased.socket.is_bound().is_ok_and(|bound| !bound);
-    let unbound = lease.sockets.iter().any(is_unbound);
-    end(engine, id, Reason::Revoked);
+    let unbound = engine
+        .leases
+        .get_mut(id)
+        .is_some_and(|lease| lease.sockets.iter().any(is_unbound));
+    end(engine, id, reason);
     settle(engine, Instant::now());
     let lease = engine.leases.get_mut(id);
-    Ok(Revoked {
+    Revoked {
         rx_stopped: lease.as_ref().is_none_or(|lease| lease.rx_stopped()),
         tx_may_continue: lease.is_some() || unbound,
-        lease: lease.map(|lease| report::lease(lease)),
-    })
+        lease: lease.map(|lease| report::lease(lease, Scope::All)),
+    }
 }
 
 /// A device was deleted or moved away: with it went the sockets' queues, the program and the map's use.

@@ -24,8 +24,10 @@ use crate::kernel::redirect::Redirect;
 use crate::kernel::ring_probe;
 use crate::lease::Leases;
 use crate::links::{self, Links};
+use crate::misfit::Misfits;
 use crate::monitor::Monitors;
 use crate::policy::Policy;
+use crate::reload::PolicySource;
 pub use crate::turns::Turn;
 use crate::turns::Turns;
 
@@ -34,10 +36,14 @@ use crate::turns::Turns;
 pub struct Engine {
     /// What it decides by.
     pub policy: Policy,
+    /// Where that was read from.
+    pub policy_source: Arc<PolicySource>,
     /// What is held. Dropped before the programs that fill its slots.
     pub leases: Leases,
     /// Our XDP programs, by the index of their device.
     pub redirects: HashMap<u32, Redirect>,
+    /// Which of them are attached otherwise than the policy wants.
+    pub misfits: Misfits,
     /// What confines sockets that leave unbound.
     pub locks: QueueLocks,
     /// Devices as the kernel last described them.
@@ -192,6 +198,8 @@ impl Drop for Closing {
 pub struct Parts {
     /// What it decides by.
     pub policy: Policy,
+    /// Where that was read from.
+    pub policy_source: PolicySource,
     /// Where it charges.
     pub accounts: Accounts,
     /// Where it writes down what it did.
@@ -241,8 +249,10 @@ pub fn start(parts: Parts) -> Result<Running, Failure> {
 fn run(parts: Parts, inbox: &Inbox) {
     let mut engine = Engine {
         policy: parts.policy,
+        policy_source: Arc::new(parts.policy_source),
         leases: Leases::new(parts.accounts),
         redirects: HashMap::new(),
+        misfits: Misfits::default(),
         locks: QueueLocks::new(parts.locks),
         links: Links::default(),
         probe: QueueProbe::default(),
@@ -253,6 +263,9 @@ fn run(parts: Parts, inbox: &Inbox) {
         started: Instant::now(),
         stopping: false,
     };
+    if engine.policy.wants_queue_lock() {
+        engine.locks.try_out();
+    }
     links::look_at_all(&mut engine);
     loop {
         let due = engine

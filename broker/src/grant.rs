@@ -332,6 +332,7 @@ pub fn refused(engine: &mut Engine, peer: &Peer, call: &Acquire, error: &Error) 
 fn redirect_for(engine: &mut Engine, reservation: &Reservation) -> Result<(Redirect, Device), Error> {
     let device = reservation.device();
     if let Some(redirect) = engine.redirects.get(&device.index) {
+        engine.misfits.check(device)?;
         return Ok((redirect.clone(), device.clone()));
     }
     let link = device.link()?.ok_or_else(|| no_device(&device.name))?;

@@ -28,6 +28,7 @@ use crate::kernel::redirect::Redirect;
 use crate::kernel::umem::Umem;
 use crate::policy::Terms;
 use crate::quota::Resource;
+use crate::reload::Objection;
 
 use hold::{Hold, Holds};
 
@@ -240,6 +241,8 @@ pub struct Lease {
     pub look_failed: bool,
     /// The requester's text, for the log and the list.
     pub label: Option<String>,
+    /// Why the policy in force would not give it, if it would not.
+    pub objection: Option<Objection>,
     /// Why and when it ended.
     pub ended: Option<(EndReason, Instant)>,
     /// Whether it ended with sockets that are unbound and out of reach: whoever has them may still bind them.
@@ -278,6 +281,7 @@ impl Lease {
             deadline,
             linger_wait: Duration::ZERO,
             look_failed: false,
+            objection: None,
             ended: None,
             abandoned: false,
             last_seen: Vec::new(),

@@ -37,7 +37,12 @@ pub fn sees(scope: Scope, uid: u32, lease: &Lease) -> bool {
 pub fn leases(engine: &Engine, scope: Scope, uid: u32) -> Leases {
     let seen = |lease: &&Lease| sees(scope, uid, lease);
     Leases {
-        leases: engine.leases.iter().filter(seen).map(lease).collect(),
+        leases: engine
+            .leases
+            .iter()
+            .filter(seen)
+            .map(|it| lease(it, scope))
+            .collect(),
     }
 }
 
@@ -92,7 +97,11 @@ fn ended(lease: &Lease) -> Option<Ended> {
 }
 
 /// A lease as it is now.
-pub fn lease(lease: &Lease) -> WireLease {
+pub fn lease(lease: &Lease, scope: Scope) -> WireLease {
+    let objection = lease.objection.as_ref().map(|objection| match scope {
+        Scope::Own => &objection.for_peer,
+        Scope::All => &objection.for_operator,
+    });
     let (terms, device, subject) = (lease.terms(), lease.device(), lease.requester().subject());
     WireLease {
         lease: lease.id().0,
@@ -114,6 +123,7 @@ pub fn lease(lease: &Lease) -> WireLease {
         ended: ended(lease),
         rx_stopped: lease.rx_stopped(),
         tx_may_continue: lease.tx_may_continue(),
+        not_allowed: objection.cloned(),
         up: lease.link().is_some_and(|link| link.up),
         mtu: lease.link().map_or(0, |link| link.mtu),
         age_ms: u64::try_from(lease.age().as_millis()).unwrap_or(u64::MAX),

@@ -28,6 +28,7 @@ use crate::kernel::peer::refuse_passed_fds;
 use crate::kernel::readable::Readable;
 use crate::links;
 use crate::quota::Resource;
+use crate::reload;
 use crate::report::Scope;
 
 /// A socket that clients connect to.
@@ -111,7 +112,11 @@ pub async fn run(
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hang_up.recv() => tracing::warn!("SIGHUP: this version reads its policy at start only; restart it"),
+            _ = hang_up.recv() => {
+                tasks.spawn(reload::at_signal(engine.handle.clone()));
+            }
+            // Those that watch and accept go on for ever; a reload is over.
+            Some(_) = tasks.join_next() => {}
             _ = &mut engine_ended => return Err(Failure::EngineStopped),
         }
     }

@@ -36,13 +36,19 @@ pub fn transfer(
     let uids = to.uids().map_err(|_| gone(&to))?;
     // All of them: what has a second uid in reserve could be either.
     let uid = uids[0];
-    if !uids.iter().all(|each| *each == uid) || !lease.terms().transfer_to().contains(&uid) {
+    // By the policy in force, which may be another one than gave the lease.
+    let still = engine
+        .policy
+        .still_gives(lease.requester().subject(), lease.terms(), &lease.device().name);
+    let (rule, transfer_to) = match still {
+        Ok(given) => (given.rule, given.transfer_to),
+        Err(_) => (lease.terms().rule().to_owned(), Vec::new()),
+    };
+    if !uids.iter().all(|each| *each == uid) || !transfer_to.contains(&uid) {
         let message = format!(
-            "process {} has the uids {uids:?} (real, effective, saved), and rule {} lets a lease move only to processes that \
-             are nothing but one of `transfer-to`, which are {:?}",
+            "process {} has the uids {uids:?} (real, effective, saved), and rule {rule} lets a lease move only to processes \
+             that are nothing but one of `transfer-to`, which are {transfer_to:?}",
             to.pid(),
-            lease.terms().rule(),
-            lease.terms().transfer_to(),
         );
         return Err(BrokerError::Denied {
             interface: lease.device().name.clone(),

@@ -13,8 +13,8 @@ use crate::channel::Channel;
 use crate::process::ProcessId;
 use crate::wire::{
     Acquire, Acquired, Activate, Activated, Bind, BindReply, DEFAULT_SOCKET, Explain, Explained, INTERFACE,
-    Interfaces, LeaseReference, Leases, MAX_QUEUES, Revoked, SERVICE_INTERFACE, ServiceInfo, Status,
-    Transferred,
+    Interfaces, LeaseReference, Leases, MAX_QUEUES, Reload, Reloaded, Revoked, SERVICE_INTERFACE,
+    ServiceInfo, Status, Transferred,
 };
 
 /// Names the broker's socket, where it is not [`DEFAULT_SOCKET`].
@@ -175,6 +175,16 @@ impl Broker {
     /// [`CallError::Refused`]: `NoSuchLease`; [`CallError::Service`] on the broker socket.
     pub fn revoke(&mut self, lease: u64) -> Result<Revoked, CallError> {
         self.ask("Revoke", &LeaseReference { lease })
+    }
+
+    /// Has the broker read its policy anew. On the control socket only.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Refused`]: `PolicyWrong`, and the former policy is in force; [`CallError::Service`] on the broker
+    /// socket.
+    pub fn reload(&mut self, reload: &Reload) -> Result<Reloaded, CallError> {
+        self.ask("Reload", reload)
     }
 
     /// How the daemon is doing. On the control socket only.

@@ -52,6 +52,8 @@ mod puppet;
 mod puppet_body;
 mod qemu_consumer;
 mod quota;
+mod reload;
+mod reload_leases;
 mod rogue;
 mod rogue_bind;
 mod rogue_handed_on;

@@ -187,6 +187,23 @@ fn every_method_answers_as_the_file_says() {
     checker.call(&mut operator, "Revoke", &number);
     checker.call(&mut client, "ListLeases", &json!({}));
 
+    // A policy with a mistake, and one that gives little of what is held.
+    let mut held = Puppet::start(&world, Side::Host, &scene.uid.user());
+    held.hold("eth0:1");
+    scene.broker.write_policy("[interface.eth0]\nxdp = 7\n").unwrap();
+    checker.call(&mut operator, "Reload", &json!({}));
+    let other = "[interface.eth0]\nqueue-lock = \"none\"\nreserved = \"1\"\n[interface.gone0]\n".to_owned();
+    scene
+        .broker
+        .write_policy(&(other + &tenant_rule(scene.uid.number())))
+        .unwrap();
+    let told = checker.call(&mut operator, "Reload", &json!({ "revoke": true }));
+    for list in ["warnings", "notAllowed", "interfaces"] {
+        let list = &told["parameters"][list];
+        assert!(!list.as_array().unwrap().is_empty(), "{told}");
+    }
+    checker.call(&mut operator, "ListLeases", &json!({}));
+
     let mut methods: BTreeSet<String> = checker.file.methods.keys().cloned().collect();
     if !binds {
         methods.remove("Bind");

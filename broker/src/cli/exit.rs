@@ -20,7 +20,8 @@ pub enum Exit {
     Usage = 2,
     /// The broker cannot be reached (EX_UNAVAILABLE).
     Unreachable = 69,
-    /// A queue is busy or a quota used up: later it may work (EX_TEMPFAIL). After `revoke`: something goes on.
+    /// A queue is busy or a quota used up: later it may work (EX_TEMPFAIL). After `revoke` and `reload --revoke`:
+    /// something goes on.
     Busy = 75,
     /// The policy says no (EX_NOPERM).
     Denied = 77,
@@ -35,7 +36,7 @@ Exit codes:
    1  failed
    2  wrong usage
   69  the broker cannot be reached
-  75  a queue is busy or a quota used up; later it may work. `revoke`: something goes on
+  75  a queue is busy or a quota used up; later it may work. `revoke`, `reload --revoke`: something goes on
   77  denied: by the policy, or by the mode of the socket
   78  the policy or the set-up of this machine is wrong";
 
@@ -74,6 +75,7 @@ fn of_refusal(refusal: &BrokerError) -> Exit {
         BrokerError::QueueBusy { .. } | BrokerError::QuotaExceeded { .. } => Exit::Busy,
         BrokerError::DeviceUnavailable { .. }
         | BrokerError::NoSuchQueue { .. }
+        | BrokerError::PolicyWrong { .. }
         | BrokerError::SocketKindUnsupported { .. } => Exit::Config,
         _ => Exit::Failed,
     }

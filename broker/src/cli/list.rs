@@ -14,7 +14,7 @@ use super::table::{Column, layout};
 /// entry, or the packet was longer than a chunk (the socket's own counters). A lease is "lingering" when it has ended and the kernel still holds a queue for its
 /// socket.
 ///
-/// Below stand queues that are not to be had for other reasons: a placeholder of the broker's, a socket of no lease.
+/// Below stand leases that were granted by an older policy and that the one in force would not give, and queues that are not to be had for other reasons: a placeholder of the broker's, a socket of no lease.
 #[derive(Debug, clap::Args)]
 pub struct ListArgs {
     /// Print the reply as JSON
@@ -94,7 +94,14 @@ fn text(reply: &Leases) -> String {
         .iter()
         .flat_map(|lease| lease.queues.iter().map(move |queue| row(lease, queue)))
         .collect();
-    layout(columns, &rows)
+    let notes = reply.leases.iter().filter_map(|lease| {
+        let why = lease.not_allowed.as_ref()?;
+        Some(format!(
+            "lease {}: the policy in force would not give it: {why}\n",
+            lease.lease
+        ))
+    });
+    layout(columns, &rows) + &notes.collect::<String>()
 }
 
 /// The kind, and the direction where the kernel holds the socket to one.

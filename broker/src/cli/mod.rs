@@ -11,6 +11,7 @@ pub mod list;
 pub mod monitor;
 pub mod output;
 pub mod qemu;
+pub mod reload;
 pub mod revoke;
 pub mod serve;
 pub mod status;
@@ -48,6 +49,7 @@ enum Verb {
     #[command(visible_alias = "exec")]
     Grant(grant::GrantArgs),
     Revoke(revoke::RevokeArgs),
+    Reload(reload::ReloadArgs),
     Monitor(monitor::MonitorArgs),
 }
 
@@ -68,6 +70,7 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => report(status::run(&args)),
         Verb::Grant(args) => report(grant::run(args)),
         Verb::Revoke(args) => report(revoke::run(&args)),
+        Verb::Reload(args) => report(reload::run(&args)),
         Verb::Monitor(args) => report(monitor::run(&args)),
     };
     exit.into()

@@ -18,8 +18,9 @@ use crate::error::chain;
 use crate::kernel::link_events::LinkEvents;
 use crate::kernel::pins::PinDirectory;
 use crate::kernel::queue_lock::{self, Scratch, Taints};
-use crate::policy::{Ownership, Policy};
+use crate::policy::{Origin, Strictness};
 use crate::privileges::{self, Account};
+use crate::reload::PolicySource;
 use crate::report::Scope;
 use crate::server::{self, Listener};
 
@@ -27,6 +28,8 @@ use crate::server::{self, Listener};
 ///
 /// Started by root, it ends as the user of --user with four capabilities permitted and none effective. The audit log,
 /// one JSON object a line, goes to standard output, other messages to standard error (RUST_LOG sets how many).
+///
+/// SIGHUP and `xsk-broker reload` have it read its policy anew, with the same files: they have to be readable for its user.
 ///
 /// SIGTERM and SIGINT end it in order: leases end, XDP programs are detached. After a crash holders go on receiving,
 /// until the next broker starts and takes down what was left.
@@ -121,22 +124,20 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     }
     let account = account(&args.user)?;
 
-    // 2. The policy: a wrong one never starts the daemon. User and group names become ids here, and never later.
-    let loaded = Policy::load(&args.policy, Ownership::Demand)?;
+    // 2. The policy: a wrong one never starts the daemon. NSS is asked for names here, and never later.
+    let strictness = match args.strict {
+        true => Strictness::WarningsAreErrors,
+        false => Strictness::WarningsPass,
+    };
+    let (origin, loaded) = Origin::load(&args.policy, strictness)?;
     for warning in &loaded.warnings {
         eprintln!("{warning}");
-    }
-    if args.strict && !loaded.warnings.is_empty() {
-        bail!(
-            "--strict: the policy has {} warnings, see above",
-            loaded.warnings.len()
-        );
     }
 
     // 3. One broker for each run directory.
     make_run_dir(&args.run_dir, account)?;
     let lock = lock(&args.run_dir)?;
-    let locks = queue_lock_parts(&loaded.policy, &args.run_dir)?;
+    let locks = queue_lock_parts(&args.run_dir)?;
 
     // 4. The private directory in bpffs; a broker that crashed may have left its links there.
     let pins = PinDirectory::create(&args.bpf_dir, account)?;
@@ -188,6 +189,13 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
 
     // 7. Give root up, for good.
     privileges::drop_to(account)?;
+    if let Some((path, error)) = origin.first_unreadable(&loaded.files) {
+        tracing::warn!(
+            "{} cannot be read by uid {} ({error}), so the policy cannot be reloaded: chmod 0644, or chgrp and 0640",
+            path.display(),
+            account.uid
+        );
+    }
 
     // 8. The engine's thread keeps the four capabilities permitted; this one, which talks to clients, keeps none.
     let accounts = Accounts::new(loaded.policy.limits().within_open_files(open_files));
@@ -201,6 +209,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     tracing::info!("{message}, {} rules", loaded.policy.rule_count());
     let parts = Parts {
         policy: loaded.policy,
+        policy_source: PolicySource::new(origin),
         accounts: accounts.clone(),
         audit,
         pins,
@@ -217,12 +226,9 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     })
 }
 
-/// What the queue locks of this policy take that only root can make.
-fn queue_lock_parts(policy: &Policy, run_dir: &Path) -> anyhow::Result<queue_lock::Parts> {
-    let scratch = match policy.wants_queue_lock() {
-        true => Scratch::create()?.map_err(|failure| chain(&failure)),
-        false => Err("the policy wanted no lock when the broker was started".to_owned()),
-    };
+/// What queue locks take that only root can make: a policy that is read later may want them.
+fn queue_lock_parts(run_dir: &Path) -> anyhow::Result<queue_lock::Parts> {
+    let scratch = Scratch::create()?.map_err(|failure| chain(&failure));
     let taints = Taints::read(run_dir)?;
     Ok(queue_lock::Parts { scratch, taints })
 }

@@ -40,7 +40,6 @@ pub struct Terms {
     activate_within: Duration,
     insert: Insert,
     zero_copy: ZeroCopy,
-    transfer_to: Vec<u32>,
 }
 
 impl Terms {
@@ -116,11 +115,6 @@ impl Terms {
         self.activate_within
     }
 
-    /// Whose processes the lease may be transferred to.
-    pub fn transfer_to(&self) -> &[u32] {
-        &self.transfer_to
-    }
-
     /// When the socket goes into its slot.
     pub fn insert(&self) -> Insert {
         self.insert
@@ -132,7 +126,47 @@ impl Terms {
     }
 }
 
+/// What the policy in force says of something that was granted, perhaps by an older one. No terms: nothing is granted by
+/// it.
+#[derive(Debug)]
+pub struct StillGiven {
+    /// The rule that would give it now.
+    pub rule: String,
+    /// What holds for the device now.
+    pub settings: InterfaceSettings,
+    /// Which modes the sockets may be bound in by that rule.
+    pub zero_copy: ZeroCopy,
+    /// Whose processes it may be transferred to by that rule.
+    pub transfer_to: Vec<u32>,
+}
+
 impl Policy {
+    /// Whether what these terms gave would be given now, on the device of that name.
+    ///
+    /// # Errors
+    ///
+    /// The refusal that its requester would get.
+    pub fn still_gives(
+        &self,
+        subject: &Subject,
+        terms: &Terms,
+        interface: &InterfaceName,
+    ) -> Result<StillGiven, Box<Refusal>> {
+        let request = Request {
+            interface: interface.clone(),
+            ..terms.request.clone()
+        };
+        match self.weigh(subject, &request) {
+            Ok(granted) => Ok(StillGiven {
+                rule: granted.rule.name.clone(),
+                settings: granted.section.settings.clone(),
+                zero_copy: granted.allowance.zero_copy,
+                transfer_to: granted.allowance.transfer_to_uids(),
+            }),
+            Err(why) => Err(Box::new(self.refuse(subject, &request, why))),
+        }
+    }
+
     /// Decides on a request of this subject.
     pub fn decide(&self, subject: &Subject, request: &Request) -> Verdict {
         match self.weigh(subject, request) {
@@ -145,12 +179,6 @@ impl Policy {
                 activate_within: granted.allowance.activate_within,
                 insert: granted.allowance.insert,
                 zero_copy: granted.allowance.zero_copy,
-                transfer_to: granted
-                    .allowance
-                    .transfer_to
-                    .iter()
-                    .filter_map(|user| user.id)
-                    .collect(),
             }),
             Err(why) => Verdict::Refused(self.refuse(subject, request, why)),
         }

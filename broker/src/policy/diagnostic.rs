@@ -38,6 +38,16 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
+    /// About a file as a whole.
+    pub(super) fn of_file(severity: Severity, file: &Path, mistake: Mistake) -> Self {
+        Self {
+            severity,
+            file: file.to_owned(),
+            position: None,
+            mistake,
+        }
+    }
+
     /// What is wrong.
     pub fn message(&self) -> String {
         self.mistake.to_string()

@@ -151,9 +151,24 @@ pub(super) enum Mistake {
         mode: u32,
     },
 
+    #[error("--strict: the policy has {0} warnings, which count as errors")]
+    Strict(usize),
+
     // Warnings.
     #[error("no {kind} `{}` on this machine: never matches here", shown(name))]
     NoSuchAccount { kind: &'static str, name: String },
+    #[error(
+        "{kind} `{}` is not in /etc/{}, and a running broker asks no other source of names: never matches here until a restart",
+        shown(name),
+        file_of(kind)
+    )]
+    NotLookedUp { kind: &'static str, name: String },
+    #[error(
+        "{kind} `{}` is to be refused, is not in /etc/{}, and a running broker asks no other source of names",
+        shown(name),
+        file_of(kind)
+    )]
+    DeniesUnknown { kind: &'static str, name: String },
     #[error("no interface {} here now: never matches until there is one", shown(.0))]
     NoSuchInterface(String),
     #[error("no interface that matches {} here now: never matches until there is one", shown(.0))]
@@ -245,11 +260,15 @@ impl Mistake {
                 let mode = if mode & 0o111 == 0 { "0644" } else { "0755" };
                 format!("run: chmod go-w {path}{}", install(&path, mode))
             }
-            Self::NoSuchAccount { kind, .. } if *kind == "user" => {
-                "make the user, then restart the broker: names are looked up only when it starts".to_owned()
+            Self::NoSuchAccount { kind, .. } => {
+                format!("make the {kind}, then reload the policy; if a directory service has it, restart the broker")
             }
-            Self::NoSuchAccount { .. } => {
-                "make the group, then restart the broker: names are looked up only when it starts".to_owned()
+            Self::NotLookedUp { .. } | Self::DeniesUnknown { .. } => {
+                "write its number, or restart the broker, which asks all of them".to_owned()
+            }
+            Self::Unreadable(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                "let who reads it read it, by chmod 0644, or by chgrp and 0640: a reload does so as the broker's user"
+                    .to_owned()
             }
             Self::NotListed(name) => format!("add {}", section_header(name)),
             Self::NeverZeroCopy(name) => {
@@ -321,6 +340,14 @@ pub(super) fn nearest(word: &str, known: &[&'static str]) -> Option<&'static str
 }
 
 /// A path as a shell takes it.
+/// The file that has users or groups.
+fn file_of(kind: &str) -> &'static str {
+    match kind {
+        "user" => "passwd",
+        _ => "group",
+    }
+}
+
 fn quoted(path: &std::path::Path) -> String {
     let path = shown(&path.to_string_lossy());
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@:,".contains(c);

@@ -16,6 +16,8 @@ mod interface;
 mod limits;
 mod mistake;
 mod names;
+mod names_later;
+mod origin;
 mod queues;
 mod read;
 mod refusal;
@@ -33,11 +35,12 @@ use xsk_client::wire::{
 use crate::identity::Subject;
 use crate::quota::Limits;
 
-pub use decide::{Terms, Verdict};
+pub use decide::{StillGiven, Terms, Verdict};
 pub use diagnostic::{Diagnostic, PolicyError, Position, Severity};
 pub use explain::{Explanation, View};
 pub use file::Ownership;
 pub use interface::{InterfaceSettings, QueueLockSetting, XdpSetting};
+pub use origin::{Origin, Strictness};
 pub use queues::{QueueRanges, QueuesError};
 pub use refusal::{Refusal, Why};
 pub use rule::Insert;
@@ -107,7 +110,7 @@ impl Policy {
     /// Reads `main`, and the `*.toml` of the directory beside it that is named alike (`policy.d` beside
     /// `policy.toml`) in the order of their names.
     ///
-    /// Asks NSS for users and groups, so it is for before the privileges are dropped.
+    /// Asks NSS for users and groups, so it is for whoever may; the daemon has an [`Origin`].
     ///
     /// # Errors
     ///

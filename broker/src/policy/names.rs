@@ -20,6 +20,14 @@ pub(super) trait Machine {
     fn user(&mut self, name: &str) -> Option<u32>;
     /// The gid of a group.
     fn group(&mut self, name: &str) -> Option<u32>;
+    /// Whether a user that was not found was looked for everywhere.
+    fn user_was_looked_for(&self, _name: &str) -> bool {
+        true
+    }
+    /// Whether a group that was not found was looked for everywhere.
+    fn group_was_looked_for(&self, _name: &str) -> bool {
+        true
+    }
     /// The names of all interfaces; `None` where that cannot be known.
     fn interfaces(&mut self) -> Option<Vec<String>>;
 }
@@ -29,6 +37,16 @@ pub(super) trait Machine {
 pub(super) struct Here {
     users: HashMap<String, Option<u32>>,
     groups: HashMap<String, Option<u32>>,
+}
+
+/// What was answered to each name.
+type Answers = HashMap<String, Option<u32>>;
+
+impl Here {
+    /// What was answered of users, and of groups.
+    pub(super) fn into_answers(self) -> (Answers, Answers) {
+        (self.users, self.groups)
+    }
 }
 
 impl Machine for Here {
@@ -42,14 +60,18 @@ impl Machine for Here {
         *self.groups.entry(name.to_owned()).or_insert_with(look_up)
     }
 
-    /// From /proc and not from /sys/class/net: a mounted sysfs goes on showing the network namespace that it was
-    /// mounted in.
     fn interfaces(&mut self) -> Option<Vec<String>> {
-        let table = std::fs::read("/proc/thread-self/net/dev").ok()?;
-        let table = String::from_utf8_lossy(&table);
-        let name = |line: &str| line.split_once(':').map(|(name, _)| name.trim().to_owned());
-        Some(table.lines().skip(2).filter_map(name).collect())
+        interfaces_here()
     }
+}
+
+/// The names of all interfaces. From /proc and not from /sys/class/net: a mounted sysfs goes on showing the network
+/// namespace that it was mounted in.
+pub(super) fn interfaces_here() -> Option<Vec<String>> {
+    let table = std::fs::read("/proc/thread-self/net/dev").ok()?;
+    let table = String::from_utf8_lossy(&table);
+    let name = |line: &str| line.split_once(':').map(|(name, _)| name.trim().to_owned());
+    Some(table.lines().skip(2).filter_map(name).collect())
 }
 
 /// For whom a rule is: everybody, or whoever is one of the users or in one of the groups.
@@ -139,7 +161,7 @@ pub(super) fn read_who(
         }
         return Some(Who::Everybody);
     }
-    let users = read_accounts(&user_entries, "user", |name| machine.user(name), findings);
+    let users = read_accounts(&user_entries, Kind::User, section, machine, findings);
     let groups = match &groups {
         Some(item) => {
             let entries = item.entries(findings)?;
@@ -147,7 +169,7 @@ pub(super) fn read_who(
                 findings.error(&star.place, Mistake::EveryGroup);
                 return None;
             }
-            read_accounts(&entries, "group", |name| machine.group(name), findings)
+            read_accounts(&entries, Kind::Group, section, machine, findings)
         }
         None => Some(Vec::new()),
     };
@@ -165,28 +187,58 @@ pub(super) fn read_users(
 ) -> Option<Vec<Account>> {
     read_accounts(
         &item.entries(findings)?,
-        "user",
-        |name| machine.user(name),
+        Kind::User,
+        Section::Allow,
+        machine,
         findings,
     )
 }
 
+/// What a name is of.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    User,
+    Group,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Group => "group",
+        }
+    }
+
+    /// The id; or whether the name was looked for everywhere.
+    fn look_up(self, name: &str, machine: &mut dyn Machine) -> Result<u32, bool> {
+        match self {
+            Self::User => machine
+                .user(name)
+                .ok_or_else(|| machine.user_was_looked_for(name)),
+            Self::Group => machine
+                .group(name)
+                .ok_or_else(|| machine.group_was_looked_for(name)),
+        }
+    }
+}
+
 fn read_accounts(
     entries: &[Item<'_>],
-    kind: &'static str,
-    mut look_up: impl FnMut(&str) -> Option<u32>,
+    kind: Kind,
+    section: Section,
+    machine: &mut dyn Machine,
     findings: &mut Findings,
 ) -> Option<Vec<Account>> {
     let mut accounts: Vec<Account> = Vec::new();
     let mut whole = true;
     for entry in entries {
-        match read_account(entry, kind, &mut look_up, findings) {
+        match read_account(entry, kind, section, machine, findings) {
             Some(account) if accounts.iter().any(|had| had.written == account.written) => {
                 let twice = account.written;
                 findings.error(
                     &entry.place,
                     Mistake::Twice {
-                        key: kind,
+                        key: kind.word(),
                         entry: twice,
                     },
                 );
@@ -200,10 +252,12 @@ fn read_accounts(
 
 fn read_account(
     entry: &Item<'_>,
-    kind: &'static str,
-    look_up: &mut dyn FnMut(&str) -> Option<u32>,
+    of: Kind,
+    section: Section,
+    machine: &mut dyn Machine,
     findings: &mut Findings,
 ) -> Option<Account> {
+    let kind = of.word();
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let number = match (entry.value.as_integer(), entry.value.as_str()) {
         (Some(number), _) => Some((number.as_str(), number.radix())),
@@ -236,13 +290,41 @@ fn read_account(
         findings.error(&entry.place, Mistake::BadAccountName { kind, name });
         return None;
     }
-    let id = look_up(name);
-    if id.is_none() {
-        let name = name.to_owned();
-        findings.warn(&entry.place, Mistake::NoSuchAccount { kind, name });
+    let found = of.look_up(name, machine);
+    let name_given = || name.to_owned();
+    match (found, section) {
+        (Ok(_), _) => {}
+        (Err(true), _) => {
+            findings.warn(
+                &entry.place,
+                Mistake::NoSuchAccount {
+                    kind,
+                    name: name_given(),
+                },
+            );
+        }
+        // Who is to be refused, and might exist, would be let in.
+        (Err(false), Section::Deny) => {
+            findings.error(
+                &entry.place,
+                Mistake::DeniesUnknown {
+                    kind,
+                    name: name_given(),
+                },
+            );
+        }
+        (Err(false), _) => {
+            findings.warn(
+                &entry.place,
+                Mistake::NotLookedUp {
+                    kind,
+                    name: name_given(),
+                },
+            );
+        }
     }
     Some(Account {
-        id,
+        id: found.ok(),
         written: name.to_owned(),
     })
 }

@@ -165,7 +165,7 @@ impl Refusal {
     }
 
     /// The whole truth in a sentence.
-    pub(super) fn reason_for_operator(&self) -> String {
+    pub fn reason_for_operator(&self) -> String {
         let (target, caller) = (&self.target, &self.caller);
         match &self.why {
             Why::NotListed => format!(

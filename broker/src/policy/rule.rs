@@ -72,6 +72,13 @@ pub(crate) struct Allowance {
     pub(crate) transfer_to: Vec<Account>,
 }
 
+impl Allowance {
+    /// The uids of those that a lease may be transferred to.
+    pub(super) fn transfer_to_uids(&self) -> Vec<u32> {
+        self.transfer_to.iter().filter_map(|user| user.id).collect()
+    }
+}
+
 /// When a socket goes into its slot of `xsks_map`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]

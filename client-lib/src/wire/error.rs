@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::names::{BindMode, InterfaceName, SocketKind};
+use super::reload::PolicyMistake;
 
 /// What the broker refuses with.
 ///
@@ -167,6 +168,15 @@ pub enum BrokerError {
         interface: InterfaceName,
         /// The queue.
         queue: u32,
+        /// For people.
+        message: String,
+    },
+    /// `Reload` of a policy with mistakes. The former one is in force.
+    #[error("{message}")]
+    #[serde(rename = "org.xskbroker.Broker.PolicyWrong")]
+    PolicyWrong {
+        /// Errors, at least one, and warnings.
+        mistakes: Vec<PolicyMistake>,
         /// For people.
         message: String,
     },

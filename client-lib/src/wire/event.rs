@@ -29,6 +29,8 @@ words! {
         QueueGone = "queue_gone",
         /// The broker ends.
         Stopped = "stopped",
+        /// The policy was read anew, would not give it any more, and the operator wanted it to end then.
+        NotAllowed = "not_allowed",
     }
 }
 

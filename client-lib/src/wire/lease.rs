@@ -64,6 +64,9 @@ pub struct Lease {
     pub rx_stopped: bool,
     /// Whether a socket of it may still transmit.
     pub tx_may_continue: bool,
+    /// Why the policy in force would not give it, if it would not: it is an older one's. Absent where it would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_allowed: Option<String>,
     /// Whether its device is up: one that is down neither receives nor sends.
     pub up: bool,
     /// The longest packet of its device, in bytes without the Ethernet header.

@@ -12,6 +12,7 @@ mod holder;
 mod lease;
 mod message;
 mod names;
+mod reload;
 mod rings;
 mod socket;
 
@@ -29,6 +30,7 @@ pub use message::{
 pub use names::{
     BindMode, InterfaceName, NameError, QueueLock, QueueSet, SocketKind, Target, XdpMode, ZeroCopy, ranges,
 };
+pub use reload::{InterfaceNote, MistakeSeverity, NotAllowed, PolicyMistake, Reload, Reloaded};
 pub use rings::RingSizes;
 pub use socket::{BusyPoll, Direction, ModeWish, NoDirection, NoUmem, NoWish, UmemShape};
 

@@ -44,6 +44,7 @@ pub struct Parts {
 pub struct QueueLocks {
     placeholders: Placeholders,
     scratch: Result<Scratch, String>,
+    was_tried: bool,
     taints: Taints,
 }
 
@@ -63,16 +64,24 @@ impl<E: Into<NotNow>> From<E> for Unconfined {
 }
 
 impl QueueLocks {
-    /// Nothing is out yet. Tries whether a scratch device can be made.
+    /// Nothing is out yet.
     pub fn new(parts: Parts) -> Self {
-        let scratch = parts.scratch.and_then(|scratch| match scratch.device(1) {
-            Ok(_) => Ok(scratch),
-            Err(failure) => Err(chain(&failure)),
-        });
         Self {
             placeholders: Placeholders::default(),
-            scratch,
+            scratch: parts.scratch,
+            was_tried: false,
             taints: parts.taints,
+        }
+    }
+
+    /// Tries once whether a scratch device can be made: for before a policy comes into force that wants a lock.
+    pub fn try_out(&mut self) {
+        if std::mem::replace(&mut self.was_tried, true) {
+            return;
+        }
+        let tried = self.scratch.as_ref().map(|scratch| scratch.device(1).map(drop));
+        if let Ok(Err(failure)) = tried {
+            self.scratch = Err(chain(&failure));
         }
     }
 
