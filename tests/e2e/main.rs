@@ -54,6 +54,8 @@ mod qemu_consumer;
 mod quota;
 mod reload;
 mod reload_leases;
+mod restart_scene;
+mod restart_takeover;
 mod rogue;
 mod rogue_bind;
 mod rogue_handed_on;

@@ -15,6 +15,8 @@ use crate::audit::{Audit, Event, Line};
 use crate::charge::Accounts;
 use crate::engine::{self, Parts};
 use crate::error::chain;
+use crate::heritage::Heritage;
+use crate::journal::Journal;
 use crate::kernel::link_events::LinkEvents;
 use crate::kernel::pins::PinDirectory;
 use crate::kernel::queue_lock::{self, Scratch, Taints};
@@ -31,8 +33,8 @@ use crate::server::{self, Listener};
 ///
 /// SIGHUP and `xsk-broker reload` have it read its policy anew, with the same files: they have to be readable for its user.
 ///
-/// SIGTERM and SIGINT end it in order: leases end, XDP programs are detached. After a crash holders go on receiving,
-/// until the next broker starts and takes down what was left.
+/// SIGTERM and SIGINT end it and leave what is held: holders go on receiving, as after a crash, and the next broker takes
+/// their leases over. `xsk-broker purge` takes down what is left.
 ///
 /// Example: xsk-broker serve --policy /etc/xsk-broker/policy.toml --user xsk-broker
 #[derive(Debug, clap::Args)]
@@ -139,15 +141,11 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     let lock = lock(&args.run_dir)?;
     let locks = queue_lock_parts(&args.run_dir)?;
 
-    // 4. The private directory in bpffs; a broker that crashed may have left its links there.
+    // 4. The private directory in bpffs, and what a broker before this one has left there and in the run directory.
     let pins = PinDirectory::create(&args.bpf_dir, account)?;
-    for name in pins.remove_leftovers()? {
-        tracing::warn!(
-            name,
-            "took down what a broker that crashed had left in {}",
-            args.bpf_dir.display()
-        );
-    }
+    let owners = [0, account.uid];
+    let heritage = Heritage::find(&args.run_dir, Some(&pins), &loaded.policy, &owners)?;
+    let journal = Journal::open(&args.run_dir)?;
 
     // 5. The sockets, with their final modes, and the kernel's news of devices.
     let socket = args
@@ -213,6 +211,8 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         accounts: accounts.clone(),
         audit,
         pins,
+        journal,
+        heritage,
         locks,
     };
     let engine = engine::start(parts)?;

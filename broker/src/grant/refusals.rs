@@ -22,6 +22,18 @@ pub(super) fn no_such_queue(device: &Device, queue: u32) -> BrokerError {
     }
 }
 
+pub(super) fn beyond_map(reservation: &Reservation, queue: u32, queues: u32) -> BrokerError {
+    let name = &reservation.device().name;
+    let message = format!(
+        "queue {queue} of {name} is beyond the map of the XDP program that runs there, which was attached by another broker \
+         for {queues} queues and goes on for its leases; when they have ended, `xsk-broker serve` after a stop attaches anew"
+    );
+    BrokerError::DeviceUnavailable {
+        interface: name.clone(),
+        message,
+    }
+}
+
 pub(super) fn no_device(interface: &InterfaceName) -> BrokerError {
     let message = format!("there is no interface {interface} in the broker's network namespace now");
     BrokerError::DeviceUnavailable {

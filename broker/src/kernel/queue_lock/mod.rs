@@ -147,9 +147,7 @@ impl QueueLocks {
             QueueLock::Placeholders => {
                 let granted = reservation.terms().queues().iter().collect();
                 let guard = self.placeholders.guard(reservation.id(), device, &granted)?;
-                let announced = self
-                    .taints
-                    .announce(device.index, reservation.requester().process())?;
+                let announced = self.taints.announce(device.index, reservation.holder())?;
                 Ok(Confinement::Placeholders {
                     _guard: guard,
                     announced,
