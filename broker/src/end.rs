@@ -51,6 +51,9 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
     for leased in &mut lease.sockets {
         leased.slot = None;
     }
+    if let Some(confinement) = &lease.confinement {
+        confinement.end();
+    }
     fail_point::pass("end: slots emptied");
     // Of a lease that another broker granted: until a look at its queue shows something else.
     let is_bound = |leased: &LeasedSocket| {
@@ -102,10 +105,10 @@ fn retire(engine: &mut Engine, id: LeaseId, now: Instant) {
         }
         Some(retirement) => retirement.outcome(),
         None if lease.sockets.is_empty() || lease.queue_lock() == QueueLock::None => Ok(Retired::All),
-        None => match engine
-            .locks
-            .retire(lease.sockets.iter().filter_map(|leased| leased.socket.as_ref()))
-        {
+        None => match engine.locks.retire(
+            lease.confinement.as_ref(),
+            lease.sockets.iter().filter_map(|leased| leased.socket.as_ref()),
+        ) {
             Ok(Some(retirement)) => {
                 lease.retirement = Some(retirement);
                 look_again_later(lease, now);
@@ -151,7 +154,9 @@ fn over(engine: &mut Engine, id: LeaseId, retired: Retired) {
         Retired::SomeBound => part_with(engine, id, sockets),
         Retired::All => drop(sockets),
     }
-    drop(confinement);
+    if let Some(confinement) = confinement {
+        confinement.settle();
+    }
     match (lingers, delivered) {
         (true, _) => {
             if let Some(lease) = engine.leases.get_mut(id) {

@@ -227,6 +227,7 @@ fn unbound(engine: &mut Engine, lease: &Lease, device: &Device, lock: QueueLock)
             SocketKind::Prepared | SocketKind::Bound => Xsk::new(reservation, queue),
         };
         let socket = socket.map_err(|failure| of_device(&reservation.device().name, failure))?;
+        confinement.permit(reservation, &socket)?;
         let slot = match reservation.terms().insert() {
             Insert::WhenBound => None,
             Insert::AtGrant => Some(
@@ -248,7 +249,7 @@ fn unbound(engine: &mut Engine, lease: &Lease, device: &Device, lock: QueueLock)
 
 /// Writes down that an `Acquire` came to nothing.
 pub fn refused(engine: &mut Engine, peer: &Peer, call: &Acquire, error: &Error) {
-    let line = Line::new(event_of(error))
+    let line = Line::new(refusals::event_of(error))
         .peer(peer)
         .target(&call.interface, &call.queues);
     engine
@@ -368,12 +369,5 @@ pub(crate) fn of_device(interface: &InterfaceName, failure: Failure) -> Error {
         no_device(interface).into()
     } else {
         failure.into()
-    }
-}
-
-fn event_of(error: &Error) -> Event {
-    match error {
-        Error::Refused(_) => Event::Refused,
-        Error::Failed(_) => Event::Failed,
     }
 }

@@ -280,7 +280,14 @@ fn probes(engine: &mut Engine) -> Vec<Probe> {
         available,
         note: if available { there } else { missing }.into(),
     };
+    let lsm = engine.locks.lsm_in_force();
     vec![
+        with(
+            "BPF LSM",
+            lsm.is_ok(),
+            "the kernel refuses to bind an unbound socket to anything but what was granted",
+            &lsm.err().unwrap_or_default(),
+        ),
         with(
             "SO_PEERPIDFD",
             kernel::peer::has_peer_pidfd(),

@@ -43,6 +43,7 @@ mod lease_revoke;
 mod lease_scene;
 mod lease_stress;
 mod lease_transfer;
+mod lock_lsm;
 mod lock_placeholders;
 mod nic_queues;
 mod nic_steering;

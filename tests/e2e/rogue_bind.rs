@@ -24,7 +24,8 @@ fn its_own_sockets_and_other_devices_are_out_of_reach() {
             granted.prepare();
             for index in scene.others {
                 for queue in [0, ROGUES] {
-                    assert_eq!(granted.bind(index, queue), Err(Errno::INVAL), "ifindex {index}");
+                    let refused = Err(scene.refusal(Errno::INVAL));
+                    assert_eq!(granted.bind(index, queue), refused, "ifindex {index}");
                 }
                 // Nor by lifting the confinement first.
                 assert_eq!(
@@ -46,11 +47,8 @@ fn its_own_sockets_and_other_devices_are_out_of_reach() {
             }
             // No such queue, and none at all.
             for queue in [8, u32::MAX] {
-                assert_eq!(
-                    granted.bind(scene.index, queue),
-                    Err(Errno::INVAL),
-                    "queue {queue}"
-                );
+                let refused = Err(scene.refusal(Errno::INVAL));
+                assert_eq!(granted.bind(scene.index, queue), refused, "queue {queue}");
             }
             // All of that left it as good as before for its own.
             granted.bind(scene.index, ROGUES).unwrap();
@@ -68,17 +66,12 @@ fn rings_and_memory_are_made_once() {
             let refused = |granted: &Granted, expected: Errno| {
                 for ring in Ring::ALL {
                     for entries in [1, 64, 4096, 1 << 20, 1 << 31] {
-                        assert_eq!(
-                            errno(sys::create_ring(&granted.socket, ring, entries)),
-                            Err(expected),
-                            "{ring} ring of {entries}"
-                        );
+                        let made = errno(sys::create_ring(&granted.socket, ring, entries));
+                        scene.assert_refused(made, expected, &format!("{ring} ring of {entries}"));
                     }
                 }
-                assert_eq!(
-                    errno(sys::register_umem(&granted.socket, &memory(1), 4096, 0)),
-                    Err(Errno::BUSY)
-                );
+                let registered = errno(sys::register_umem(&granted.socket, &memory(1), 4096, 0));
+                scene.assert_refused(registered, Errno::BUSY, "other memory");
             };
             refused(&granted, Errno::INVAL);
             granted.bind(scene.index, ROGUES).unwrap();
@@ -89,12 +82,13 @@ fn rings_and_memory_are_made_once() {
                     .into_iter()
                     .zip([Errno::BUSY, Errno::BUSY, Errno::INVAL])
             {
-                assert_eq!(granted.bind(index, queue), Err(expected), "a second bind");
+                scene.assert_refused(granted.bind(index, queue), expected, "a second bind");
                 let shared = SocketAddrXdpWithSharedUmem {
                     addr: SocketAddrXdp::new(SocketAddrXdpFlags::XDP_SHARED_UMEM, index, queue),
                     shared_umem_fd: std::os::fd::AsFd::as_fd(&granted.socket),
                 };
-                assert_eq!(rustix::net::bind(&granted.socket, &shared), Err(expected));
+                let shared = rustix::net::bind(&granted.socket, &shared);
+                scene.assert_refused(shared, expected, "a shared bind");
             }
             granted.broker.activate(granted.lease).unwrap();
         });
@@ -110,7 +104,7 @@ fn a_bare_sockets_rings_are_its_holders_choice() {
             let granted = scene.acquire();
             let expected = match scene.kind {
                 SocketKind::Bare => Ok(()),
-                SocketKind::Prepared | SocketKind::Bound => Err(Errno::INVAL),
+                SocketKind::Prepared | SocketKind::Bound => Err(scene.refusal(Errno::INVAL)),
             };
             for ring in Ring::ALL {
                 // 16 times what the rule's `ring-entries` gives.
@@ -118,7 +112,7 @@ fn a_bare_sockets_rings_are_its_holders_choice() {
                 assert_eq!(made, expected, "{ring} ring");
             }
             let again = errno(sys::create_ring(&granted.socket, Ring::Rx, 64));
-            assert_eq!(again, Err(Errno::INVAL));
+            scene.assert_refused(again, Errno::INVAL, "a ring once more");
         });
     });
 }
@@ -133,11 +127,8 @@ fn what_is_bound_elsewhere_gets_no_packet_and_loses_the_lease() {
             if scene.lock != "none" {
                 // It does not come to that.
                 for queue in (0..8).filter(|queue| *queue != ROGUES) {
-                    assert_eq!(
-                        granted.bind(scene.index, queue),
-                        Err(Errno::BUSY),
-                        "queue {queue}"
-                    );
+                    let refused = Err(scene.refusal(Errno::BUSY));
+                    assert_eq!(granted.bind(scene.index, queue), refused, "queue {queue}");
                 }
                 granted.bind(scene.index, ROGUES).unwrap();
                 granted.broker.activate(granted.lease).unwrap();
@@ -186,7 +177,8 @@ fn a_queue_that_is_bound_cannot_be_bound_again() {
             let mut granted = scene.acquire();
             granted.prepare();
             for _ in 0..200 {
-                assert_eq!(granted.bind(scene.index, VICTIMS), Err(Errno::BUSY));
+                let refused = Err(scene.refusal(Errno::BUSY));
+                assert_eq!(granted.bind(scene.index, VICTIMS), refused);
             }
         });
         scene.traffic.send_all(VICTIMS, 0..100);

@@ -10,6 +10,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::fail_point;
 use crate::identity::Peer;
+use crate::kernel::queue_lock::Confinement;
 use crate::kernel::queue_probe::QueueUse;
 use crate::lease::{Lease, LeaseId};
 use crate::policy::Insert;
@@ -99,7 +100,7 @@ pub(super) fn fill_slots(engine: &mut Engine, id: LeaseId) -> Result<Activated, 
     fail_point::pass("activate: written down");
     lease.due().clear();
     // Bound sockets are sealed (F6), and these are where they belong: nothing has to confine them any more.
-    lease.confinement = None;
+    lease.confinement.take().into_iter().for_each(Confinement::settle);
     engine.audit.write(&Line::new(Event::Activated).lease(lease));
     engine.monitors.publish(lease, Change::State);
     fail_point::pass("activate: active");

@@ -2,6 +2,7 @@
 
 use xsk_client::wire::{BrokerError, InterfaceName};
 
+use crate::audit::Event;
 use crate::device::Device;
 use crate::error::{Error, Failure};
 use crate::kernel::queue_lock::{NotNow, Unconfined};
@@ -165,6 +166,14 @@ pub(super) fn unconfined(reservation: &Reservation, reason: Unconfined) -> Error
             }
             .into()
         }
+    }
+}
+
+/// What an error of a request is called in the audit log.
+pub(super) fn event_of(error: &Error) -> Event {
+    match error {
+        Error::Refused(_) => Event::Refused,
+        Error::Failed(_) => Event::Failed,
     }
 }
 

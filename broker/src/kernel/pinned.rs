@@ -12,6 +12,7 @@ use xsk_client::wire::XdpMode;
 use super::bpf_link::{self, ProgramInfo};
 use super::netlink;
 use super::pins::{PinDirectory, Pinned};
+use super::queue_lock;
 use crate::error::{Failure, chain};
 
 /// A program on a device of this network namespace, with its maps.
@@ -166,7 +167,8 @@ fn map(fd: OwnedFd) -> Option<MapData> {
         .ok()
 }
 
-/// The devices for which something is pinned, by the names in the directory; and the names that are none of ours.
+/// The devices for which something is pinned, by the names in the directory; and the names that are none of ours. Those of
+/// the queue lock are its own business.
 ///
 /// # Errors
 ///
@@ -176,6 +178,7 @@ pub fn devices(pins: &PinDirectory) -> Result<(Vec<u32>, Vec<String>), Failure> 
     for name in pins.names()? {
         match Pinned::parse(&name) {
             Some((_, index)) => indexes.push(index),
+            None if queue_lock::is_pin(&name) => {}
             None => strange.push(name),
         }
     }

@@ -223,6 +223,15 @@ impl PinDirectory {
         Ok(self.names()?.iter().any(of_device))
     }
 
+    /// Another fd of the directory.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.directory.try_clone()
+    }
+
     /// Where to pin something under this name, as this process may reach it.
     pub fn path_for(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()))

@@ -160,6 +160,16 @@ impl Policy {
             .any(|section| section.settings.queue_lock != QueueLockSetting::None)
     }
 
+    /// Whether any device has the BPF LSM for a lock, where that is in force.
+    pub fn wants_lsm(&self) -> bool {
+        self.sections.iter().any(|section| {
+            matches!(
+                section.settings.queue_lock,
+                QueueLockSetting::Auto | QueueLockSetting::Lsm
+            )
+        })
+    }
+
     /// How many rules there are, allow and deny.
     pub fn rule_count(&self) -> usize {
         self.rules.len()
