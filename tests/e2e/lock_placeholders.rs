@@ -7,9 +7,13 @@ use e2e::raw_xsk::RawXsk;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use rustix::net::xdp::SocketAddrXdpFlags;
-use xsk_client::wire::{Interface, LeaseState, QueueLock};
+use xsk_client::CallError;
+use xsk_client::sys::{Mapping, Prefault};
+use xsk_client::wire::{Acquire, BrokerError, Interface, LeaseState, QueueLock, SocketKind, UmemShape};
 
-use crate::lease_scene::{PATIENCE, Traffic, allow_with, operator, state_of, wait_event, wait_until};
+use crate::lease_scene::{
+    PATIENCE, Traffic, allow_kinds, allow_with, operator, state_of, wait_event, wait_until,
+};
 use crate::puppet::{Order, Puppet};
 use crate::rogue::{Race, Rogue};
 
@@ -126,6 +130,47 @@ fn while_a_socket_is_out_unbound_every_other_queue_is_taken() {
     assert_eq!(eth0(&broker).placeholders, Vec::<u32>::new());
     let audit = wait_event(&broker, "granted", lease);
     assert_eq!(audit["queueLock"], "placeholders");
+}
+
+/// A lease of kind `bound` leaves no socket before it is bound, so it may be granted meanwhile; to be bound it waits as all
+/// do, and is told for what.
+#[test]
+fn what_keeps_a_queue_busy_is_told_to_who_wants_to_bind() {
+    let world = World::new().unwrap();
+    let [bob, mallory] = [(); 2].map(|()| Uid::take().unwrap());
+    let more = "activate-within-ms = 60000\n";
+    let text =
+        policy("placeholders", &[&mallory], more) + &allow_kinds(bob.number(), "1-7", &["bound"], more);
+    let broker = BrokerProcess::start(&world, &text).unwrap();
+    let mut client = broker.client_of(&bob).unwrap();
+    let mut acquire = |queue: u32| {
+        let target = format!("eth0:{queue}").parse().unwrap();
+        let (acquired, umem) = client.acquire(&Acquire::new(target, SocketKind::Bound))?;
+        let bytes = usize::try_from(UmemShape::DEFAULT.bytes()).unwrap();
+        drop(Mapping::new(&umem[0], 0, bytes, Prefault::Yes).unwrap());
+        Ok::<_, CallError>(acquired.lease)
+    };
+    let lease = acquire(5).unwrap();
+    let mut rogue = Puppet::start(&world, Side::Host, &mallory.user());
+    let unbound = rogue.acquire("eth0:1").unwrap();
+    let busy = |error: CallError| match error {
+        CallError::Refused { cause, .. } => match *cause {
+            BrokerError::QueueBusy { queue, message, .. } => (queue, message),
+            other => panic!("{other}"),
+        },
+        other => panic!("{other}"),
+    };
+    let placeholder = |queue| {
+        format!(
+            "queue {queue} of eth0 is kept busy by a placeholder, since sockets of another lease are not bound yet; ask again"
+        )
+    };
+    assert_eq!(busy(acquire(4).unwrap_err()), (4, placeholder(4)));
+    assert_eq!(busy(client.bind(lease).unwrap_err()), (5, placeholder(5)));
+    rogue.release(unbound);
+    rogue.close(unbound);
+    client.bind(lease).unwrap();
+    client.activate(lease).unwrap();
 }
 
 #[test]

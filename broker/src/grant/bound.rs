@@ -7,15 +7,15 @@
 
 use xsk_client::wire::{BindMode, BindReply, BoundSocket, BrokerError, ModeWish, SocketKind};
 
-use super::refusals::{foreign_socket, no_device};
+use super::refusals::{no_device, taken};
 use super::{HandOver, HandOverReply, Made, check_queues, of_device};
 use crate::audit::{Event, Line};
 use crate::device::Device;
 use crate::end;
 use crate::engine::{Engine, EngineHandle};
 use crate::error::{Error, Failure};
-use crate::fail_point;
 use crate::identity::Peer;
+use crate::kernel::queue_lock::QueueLocks;
 use crate::kernel::umem::{MakeError, RegisterError, Umem};
 use crate::kernel::xsk::{BindError, Xsk};
 use crate::lease::{Lease, LeaseId, LeasedSocket, Reservation};
@@ -74,7 +74,7 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
 
     let left: Vec<u32> = lease.terms().queues().iter().skip(lease.sockets.len()).collect();
     for queue in left {
-        let socket = bound_socket(lease, queue)?;
+        let socket = bound_socket(lease, queue, &engine.locks)?;
         // Only a socket that is bound can tell, so the first one of all does.
         let can_be_mapped = match engine.rings_can_be_mapped {
             Some(known) => known,
@@ -88,12 +88,12 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
         lease.sockets.push(leased);
     }
     lease.umem = None;
-    fail_point::pass("bind: bound");
-    lease.write_down()?;
-    fail_point::pass("bind: written down");
 
-    let sockets = lease.sockets.iter().filter_map(|leased| leased.socket.as_ref());
-    let fds = sockets.map(Xsk::duplicate).collect::<Result<Vec<_>, _>>()?;
+    let fds = lease
+        .sockets
+        .iter()
+        .map(|leased| leased.socket.duplicate())
+        .collect::<Result<Vec<_>, _>>()?;
     engine.audit.write(&Line::new(Event::Bound).lease(lease));
     Ok(HandOver {
         reply: HandOverReply::Bound(reply(lease)),
@@ -107,12 +107,11 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
 }
 
 /// The socket of one queue: the first of the lease has the umem registered, the others share it.
-fn bound_socket(lease: &Lease, queue: u32) -> Result<Xsk, Error> {
+fn bound_socket(lease: &Lease, queue: u32, locks: &QueueLocks) -> Result<Xsk, Error> {
     let device = lease.device();
     let socket = Xsk::new(lease.reservation(), queue).map_err(|failure| of_device(&device.name, failure))?;
-    let first = lease.sockets.first().and_then(|leased| leased.socket.as_ref());
-    let bound = match (first, &lease.umem) {
-        (Some(first), _) => socket.bind_shared(device.index, first),
+    let bound = match (lease.sockets.first(), &lease.umem) {
+        (Some(first), _) => socket.bind_shared(device.index, &first.socket),
         (None, Some(umem)) => {
             umem.register(&socket).map_err(|error| match error {
                 RegisterError::NotPopulated { bytes } => not_populated(lease, umem, bytes).into(),
@@ -123,7 +122,7 @@ fn bound_socket(lease: &Lease, queue: u32) -> Result<Xsk, Error> {
         (None, None) => return Err(already_bound(lease).into()),
     };
     bound.map_err(|error| match error {
-        BindError::QueueTaken => foreign_socket(&device.name, queue).into(),
+        BindError::QueueTaken => taken(locks, device.index, &device.name, queue).into(),
         BindError::NoZeroCopy(cause) => no_zero_copy(lease, queue, &cause).into(),
         BindError::Failed(failure) => of_device(&device.name, failure),
     })?;
@@ -138,12 +137,12 @@ fn socket_of(lease: &Lease, socket: Xsk) -> Result<LeasedSocket, Error> {
         Insert::AtGrant | Insert::WhenBound => None,
     };
     let mode = Some(socket.mode()?);
-    Ok(LeasedSocket::new(socket, slot, mode))
+    Ok(LeasedSocket { slot, socket, mode })
 }
 
 fn reply(lease: &Lease) -> BindReply {
     let sockets = (0..).zip(&lease.sockets).map(|(index, leased)| BoundSocket {
-        queue: leased.queue,
+        queue: leased.socket.queue(),
         mode: leased.mode.unwrap_or(BindMode::Copy),
         socket_file_descriptor: index,
     });

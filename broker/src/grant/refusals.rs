@@ -2,10 +2,9 @@
 
 use xsk_client::wire::{BrokerError, InterfaceName};
 
-use crate::audit::Event;
 use crate::device::Device;
 use crate::error::{Error, Failure};
-use crate::kernel::queue_lock::{NotNow, Unconfined};
+use crate::kernel::queue_lock::{NotNow, QueueLocks, Unconfined};
 use crate::lease::{Lease, Reservation};
 use crate::policy::QueueLockSetting;
 
@@ -19,18 +18,6 @@ pub(super) fn no_such_queue(device: &Device, queue: u32) -> BrokerError {
         interface: name.clone(),
         queue,
         queues: device.rx_queues,
-        message,
-    }
-}
-
-pub(super) fn beyond_map(reservation: &Reservation, queue: u32, queues: u32) -> BrokerError {
-    let name = &reservation.device().name;
-    let message = format!(
-        "queue {queue} of {name} is beyond the map of the XDP program that runs there, which was attached by another broker \
-         for {queues} queues and goes on for its leases; when they have ended, `xsk-broker serve` after a stop attaches anew"
-    );
-    BrokerError::DeviceUnavailable {
-        interface: name.clone(),
         message,
     }
 }
@@ -53,16 +40,35 @@ pub(super) fn uplink(interface: &InterfaceName, role: &str) -> BrokerError {
     }
 }
 
-pub(super) fn foreign_socket(interface: &InterfaceName, queue: u32) -> BrokerError {
-    let message = format!(
-        "a socket that is of no lease is bound to queue {queue} of {interface}: another program's, or one that outlived a broker; it is free when that socket is gone"
-    );
+/// A queue is taken, and no lease has it: what keeps it busy?
+pub(super) fn taken(locks: &QueueLocks, index: u32, interface: &InterfaceName, queue: u32) -> BrokerError {
+    let (retry_after_ms, message) = if locks.has_placeholder(index, queue) {
+        let message = format!(
+            "queue {queue} of {interface} is kept busy by a placeholder, since sockets of another lease are not bound yet; ask \
+             again"
+        );
+        (20, message)
+    } else if locks.is_leaving(index, queue) {
+        (10, leaving(interface, queue))
+    } else {
+        let message = format!(
+            "a socket that is of no lease is bound to queue {queue} of {interface}: another program's, or one that outlived a \
+             broker; it is free when that socket is gone"
+        );
+        (10, message)
+    };
     BrokerError::QueueBusy {
         interface: interface.clone(),
         queue,
-        retry_after_ms: Some(10),
+        retry_after_ms: Some(retry_after_ms),
         message,
     }
+}
+
+fn leaving(interface: &InterfaceName, queue: u32) -> String {
+    format!(
+        "the kernel has not let go of queue {queue} of {interface} yet, which somebody had until now; ask again"
+    )
 }
 
 pub(super) fn foreign_program(interface: &InterfaceName, program: Option<u32>) -> BrokerError {
@@ -148,12 +154,7 @@ pub(super) fn unconfined(reservation: &Reservation, reason: Unconfined) -> Error
                  time can have such; ask again"
             ),
         ),
-        Unconfined::NotNow(NotNow::Leaving(queue)) => busy(
-            10,
-            format!(
-                "the kernel has not let go of queue {queue} of {name} yet, which somebody had until now; ask again"
-            ),
-        ),
+        Unconfined::NotNow(NotNow::Leaving(queue)) => busy(10, leaving(&name, queue)),
         Unconfined::NotNow(NotNow::Failed(failure)) => super::of_device(&name, failure),
         Unconfined::Tainted => {
             let message = format!(
@@ -166,14 +167,6 @@ pub(super) fn unconfined(reservation: &Reservation, reason: Unconfined) -> Error
             }
             .into()
         }
-    }
-}
-
-/// What an error of a request is called in the audit log.
-pub(super) fn event_of(error: &Error) -> Event {
-    match error {
-        Error::Refused(_) => Event::Refused,
-        Error::Failed(_) => Event::Failed,
     }
 }
 
