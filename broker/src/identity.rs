@@ -86,30 +86,11 @@ impl Peer {
     }
 }
 
-/// Whose wish a lease is: what stays of a peer when its connection and its process are gone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Requester {
-    /// Whom the policy spoke about.
-    pub subject: Subject,
-    /// Its process then, for the log.
-    pub pid: u32,
-}
-
-impl From<&Peer> for Requester {
-    fn from(peer: &Peer) -> Self {
-        Self {
-            subject: peer.subject.clone(),
-            pid: peer.process.pid(),
-        }
-    }
-}
-
 /// A process, pinned by a pidfd.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
-    /// None of one that was gone before it could be pinned.
-    pidfd: Option<OwnedFd>,
+    pidfd: OwnedFd,
     inode: u64,
     start_ticks: u64,
 }
@@ -137,11 +118,17 @@ impl Process {
             .and_then(Pid::from_raw)
             .ok_or_else(gone)?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| gone())?;
-        let unique = has_unique_inode(&pidfd);
+        let told_apart = ToldApart::by(&pidfd);
         let process = Self::new(pid, pidfd).map_err(|_| gone())?;
-        let (told, needed) = match unique {
-            true => (call.pidfd_inode, "pidfdInode"),
-            false => (call.start_ticks, "startTicks"),
+        process.check_named(call, told_apart)?;
+        Ok(process)
+    }
+
+    /// Whether it is the process that a client means.
+    fn check_named(&self, call: &Transfer, told_apart: ToldApart) -> Result<(), BrokerError> {
+        let (told, needed) = match told_apart {
+            ToldApart::ByInode => (call.pidfd_inode, "pidfdInode"),
+            ToldApart::ByStart => (call.start_ticks, "startTicks"),
         };
         if told.is_none() {
             return Err(BrokerError::InvalidRequest {
@@ -150,14 +137,17 @@ impl Process {
                 ),
             });
         }
-        let is_named = (!unique || call.pidfd_inode == Some(process.inode))
-            && call.start_ticks.is_none_or(|ticks| ticks == process.start_ticks);
-        match is_named {
-            true => Ok(process),
-            false => Err(no_such(format!(
-                "process {} is another one than was named: {needed} differs",
-                call.pid
-            ))),
+        let same_inode = told_apart == ToldApart::ByStart || call.pidfd_inode == Some(self.inode);
+        let same_start = call.start_ticks.is_none_or(|ticks| ticks == self.start_ticks);
+        match same_inode && same_start {
+            true => Ok(()),
+            false => Err(BrokerError::NoSuchProcess {
+                pid: call.pid,
+                message: format!(
+                    "process {} is another one than was named: {needed} differs",
+                    call.pid
+                ),
+            }),
         }
     }
 
@@ -170,7 +160,7 @@ impl Process {
         let start_ticks = start_ticks(pid)?;
         let process = Self {
             pid,
-            pidfd: Some(pidfd),
+            pidfd,
             inode: stat.st_ino,
             start_ticks,
         };
@@ -206,23 +196,6 @@ impl Process {
             .filter(|process| process.start_ticks == start_ticks)
     }
 
-    /// The process that was written down so; `None` where it is no more. The inode of its pidfd decides where it is its own.
-    pub fn find_same(pid: u32, inode: u64, start_ticks: u64) -> Option<Self> {
-        let found = Self::find(pid, start_ticks)?;
-        let unique = found.pidfd.as_ref().is_some_and(has_unique_inode);
-        (!unique || found.inode == inode).then_some(found)
-    }
-
-    /// A process that was written down so and is no more.
-    pub fn gone(pid: u32, inode: u64, start_ticks: u64) -> Self {
-        Self {
-            pid,
-            pidfd: None,
-            inode,
-            start_ticks,
-        }
-    }
-
     /// When it started, in clock ticks since boot: for who wants to [`Process::find`] it again.
     pub fn start_ticks(&self) -> u64 {
         self.start_ticks
@@ -252,14 +225,14 @@ impl Process {
         }
     }
 
-    /// Its pidfd, readable once it has exited (pidfd_open(2)). `None` where it had exited before it could be pinned.
-    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.pidfd.as_ref().map(AsFd::as_fd)
+    /// Its pidfd, readable once it has exited (pidfd_open(2)).
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Whether it is no more.
     pub fn has_exited(&self) -> bool {
-        self.pidfd().is_none_or(|pidfd| ready(pidfd, PollFlags::IN))
+        ready(self.pidfd(), PollFlags::IN)
     }
 
     /// Whether both are one process. The inode alone decides from Linux 6.9; before it is one and the same for
@@ -324,13 +297,25 @@ fn uids(pid: u32) -> Result<[u32; 3], IdentityError> {
     }
 }
 
-/// Whether the inode number of a pidfd is its process's own: from Linux 6.9 they are files of pidfs
-/// (`pidfs_alloc_file`, fs/pidfs.c), before all share one anonymous inode.
-fn has_unique_inode(pidfd: &OwnedFd) -> bool {
-    /// include/uapi/linux/magic.h.
-    const PID_FS_MAGIC: rustix::fs::FsWord = 0x5049_4446;
+/// What tells a process from another one that has its pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ToldApart {
+    /// The inode number of its pidfd: from Linux 6.9 these are files of pidfs (`pidfs_alloc_file`, fs/pidfs.c).
+    ByInode,
+    /// The time of its start: before, all pidfds share one anonymous inode.
+    ByStart,
+}
 
-    rustix::fs::fstatfs(pidfd).is_ok_and(|file_system| file_system.f_type == PID_FS_MAGIC)
+impl ToldApart {
+    fn by(pidfd: &OwnedFd) -> Self {
+        /// include/uapi/linux/magic.h.
+        const PID_FS_MAGIC: rustix::fs::FsWord = 0x5049_4446;
+
+        match rustix::fs::fstatfs(pidfd) {
+            Ok(file_system) if file_system.f_type == PID_FS_MAGIC => Self::ByInode,
+            _ => Self::ByStart,
+        }
+    }
 }
 
 /// Field 22 of /proc/PID/stat (proc_pid_stat(5)): when the process started, in clock ticks since boot.
@@ -389,6 +374,49 @@ mod tests {
             matches!(Process::by_pid(pid, uid, ours.as_fd()), Err(IdentityError::Gone))
         });
         assert!(gone);
+    }
+
+    /// Before Linux 6.9 the start time must be given, and decides; an inode says nothing there, and is not asked.
+    #[test]
+    fn a_process_is_named_by_what_the_kernel_has() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let here = Peer::from_connection(ours.as_fd()).unwrap();
+        let process = here.process();
+        let (inode, start) = (process.inode(), process.start_ticks());
+        let named = |told_apart, pidfd_inode, start_ticks| {
+            let call = Transfer {
+                lease: 1,
+                pid: process.pid(),
+                pidfd_inode,
+                start_ticks,
+            };
+            match process.check_named(&call, told_apart) {
+                Ok(()) => "it",
+                Err(BrokerError::NoSuchProcess { .. }) => "another",
+                Err(BrokerError::InvalidRequest { .. }) => "not told",
+                Err(other) => panic!("{other}"),
+            }
+        };
+        for (pidfd_inode, start_ticks, by_inode, by_start) in [
+            (Some(inode), Some(start), "it", "it"),
+            (Some(inode), None, "it", "not told"),
+            (None, Some(start), "not told", "it"),
+            (None, None, "not told", "not told"),
+            (Some(inode), Some(start + 1), "another", "another"),
+            (Some(inode + 1), Some(start), "another", "it"),
+        ] {
+            let told = (pidfd_inode, start_ticks);
+            assert_eq!(
+                named(ToldApart::ByInode, pidfd_inode, start_ticks),
+                by_inode,
+                "{told:?}"
+            );
+            assert_eq!(
+                named(ToldApart::ByStart, pidfd_inode, start_ticks),
+                by_start,
+                "{told:?}"
+            );
+        }
     }
 
     #[test]
