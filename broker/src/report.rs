@@ -30,7 +30,7 @@ pub enum Scope {
 
 /// Whether a client may know of a lease: an operator, and whoever asked for it or holds it.
 pub fn sees(scope: Scope, uid: u32, lease: &Lease) -> bool {
-    scope == Scope::All || uid == lease.requester().subject.uid || uid == lease.holder_uid()
+    scope == Scope::All || uid == lease.requester().subject().uid || uid == lease.holder_uid()
 }
 
 /// `ListLeases`.
@@ -102,7 +102,7 @@ pub fn lease(lease: &Lease, scope: Scope) -> WireLease {
         Scope::Own => &objection.for_peer,
         Scope::All => &objection.for_operator,
     });
-    let (terms, device, subject) = (lease.terms(), lease.device(), &lease.requester().subject);
+    let (terms, device, subject) = (lease.terms(), lease.device(), lease.requester().subject());
     WireLease {
         lease: lease.id().0,
         interface: device.name.clone(),
@@ -235,6 +235,7 @@ pub fn status(engine: &mut Engine) -> Status {
         pid: std::process::id(),
         uid: rustix::process::geteuid().as_raw(),
         uptime_ms: u64::try_from(engine.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        engine_cpu_us: cpu_time_us(),
         kernel: uname.release().to_string_lossy().into_owned(),
         capabilities: privileges::permitted(),
         probes: probes(engine),
@@ -249,6 +250,13 @@ pub fn status(engine: &mut Engine) -> Status {
         connections: engine.leases.accounts().in_all().of(Resource::Connections),
         quotas: quotas(engine.leases.accounts()),
     }
+}
+
+/// CPU time of the calling thread, which is the engine's.
+fn cpu_time_us() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let time = Duration::try_from(time).unwrap_or_default();
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What all users and each of them have of what is limited.
@@ -280,14 +288,7 @@ fn probes(engine: &mut Engine) -> Vec<Probe> {
         available,
         note: if available { there } else { missing }.into(),
     };
-    let lsm = engine.locks.lsm_in_force();
     vec![
-        with(
-            "BPF LSM",
-            lsm.is_ok(),
-            "the kernel refuses to bind an unbound socket to anything but what was granted",
-            &lsm.err().unwrap_or_default(),
-        ),
         with(
             "SO_PEERPIDFD",
             kernel::peer::has_peer_pidfd(),

@@ -184,6 +184,7 @@ fn timeless(mut reply: Value) -> Value {
         value.as_object_mut().unwrap().remove(name);
     };
     remove(&mut reply, "uptimeMs");
+    remove(&mut reply, "engineCpuUs");
     remove(&mut reply, "connections");
     if let Some(quotas) = reply.get_mut("quotas") {
         // Of connections that come and go.

@@ -4,6 +4,7 @@
 
 mod datapath;
 mod grants;
+mod leases;
 mod soak;
 mod xdp;
 
@@ -20,6 +21,7 @@ pub(crate) struct Arguments {
 enum What {
     Datapath(datapath::Arguments),
     Grants(grants::Arguments),
+    Leases(leases::Arguments),
     Xdp(xdp::Arguments),
     Soak(soak::Arguments),
 }
@@ -28,6 +30,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.what {
         What::Datapath(arguments) => datapath::run(arguments),
         What::Grants(arguments) => grants::run(arguments),
+        What::Leases(arguments) => leases::run(arguments),
         What::Xdp(arguments) => xdp::run(arguments),
         What::Soak(arguments) => soak::run(arguments),
     }

@@ -39,10 +39,11 @@ fn status(status: &Status) -> String {
         (
             "process",
             format!(
-                "pid {}, uid {}, up {}",
+                "pid {}, uid {}, up {}, engine busy for {}",
                 status.pid,
                 status.uid,
-                duration(status.uptime_ms)
+                duration(status.uptime_ms),
+                duration(status.engine_cpu_us / 1000)
             ),
         ),
         ("may raise", status.capabilities.join(" ")),

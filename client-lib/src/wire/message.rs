@@ -224,6 +224,9 @@ pub struct Status {
     pub uid: u32,
     /// How long it has been running.
     pub uptime_ms: u64,
+    /// CPU time that its engine has spent in microseconds: everything that has to do with leases is done there.
+    #[serde(default)]
+    pub engine_cpu_us: u64,
     /// The kernel's release, for people: the daemon itself probes.
     pub kernel: String,
     /// Capabilities that its engine may raise for one call at a time.
