@@ -28,8 +28,7 @@ impl Watch {
     pub(crate) fn of(process: &Arc<Process>) -> Result<Self, Failure> {
         let pidfd = process
             .pidfd()
-            .ok_or_else(|| rustix::io::Errno::SRCH.into())
-            .and_then(|pidfd| pidfd.try_clone_to_owned())
+            .try_clone_to_owned()
             .and_then(Readable::new)
             .map_err(|source| Failure::kernel("epoll", "a holder's pidfd", source))?;
         Ok(Self {

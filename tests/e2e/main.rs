@@ -27,6 +27,7 @@ mod holder_memlock;
 mod holder_privileges;
 mod hostile;
 mod kernel_bind;
+mod kernel_in_flight;
 mod kernel_lsm;
 mod kernel_probe;
 mod kernel_slots;
@@ -43,7 +44,6 @@ mod lease_revoke;
 mod lease_scene;
 mod lease_stress;
 mod lease_transfer;
-mod lock_lsm;
 mod lock_placeholders;
 mod nic_queues;
 mod nic_steering;
@@ -55,8 +55,6 @@ mod qemu_consumer;
 mod quota;
 mod reload;
 mod reload_leases;
-mod restart_scene;
-mod restart_takeover;
 mod rogue;
 mod rogue_bind;
 mod rogue_handed_on;
@@ -65,6 +63,7 @@ mod rogue_scene;
 mod rogue_user_namespace;
 mod scene;
 mod shared_umem;
+mod turns;
 mod varlink_file;
 mod wire_fds;
 mod wire_framing;
@@ -83,6 +82,7 @@ e2e::bodies![
     fixture_users::report_status,
     fixture_users::sleep_long,
     fixture_world::world_with_a_holder,
+    kernel_in_flight::send_to_nobody,
     lease_transfer::undumpable,
     wire_fds::receive_both_ways,
     wire_zlink::zlink_client,

@@ -2,20 +2,21 @@
 //! socket by the rogue's own hand. A rogue is a thread of an ordinary uid without a capability.
 //!
 //! Tests run for every kind whose holder binds ([`UNBOUND`]) under every queue lock that is to be had here; what only a
-//! lock stops is for the tests of that lock. Under `lsm` it is the programs that refuse (EPERM) what else the kernel would
-//! ([`Scene::refusal`]).
+//! lock stops is for the tests of that lock.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use e2e::broker::BrokerProcess;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use rustix::io::Errno;
+use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem};
 use xsk_client::Broker;
 use xsk_client::sys::{self, BindFlags, Mapping, Prefault, Ring};
 use xsk_client::wire::{Acquire, SocketKind};
 
-use crate::lease_scene::{Traffic, allow_kinds};
+use crate::lease_scene::{PATIENCE, Traffic, allow_kinds};
 
 /// Kinds of sockets that leave the broker unbound.
 pub(crate) const UNBOUND: [SocketKind; 2] = [SocketKind::Prepared, SocketKind::Bare];
@@ -45,14 +46,7 @@ pub(crate) struct Scene<'w> {
 
 /// Runs a test for every kind that is handed over unbound, under every lock.
 pub(crate) fn for_each(test: impl Fn(&Scene<'_>)) {
-    let lsm = match e2e::lsm::is_in_force() {
-        Ok(()) => Some("lsm"),
-        Err(skip) => {
-            println!("not under queue-lock lsm: {skip:?}");
-            None
-        }
-    };
-    for lock in LOCKS.into_iter().chain(lsm) {
+    for lock in LOCKS {
         for kind in UNBOUND {
             println!("kind {kind}, queue-lock {lock}");
             let world = World::builder().peers(2).build().unwrap();
@@ -90,26 +84,22 @@ impl<'w> Scene<'w> {
         self.world.run_as(Side::Host, &self.rogue.user(), act).unwrap()
     }
 
-    /// What the rogue is told that asks for what it was not granted, and without the LSM would be told that by AF_XDP.
-    pub(crate) fn refusal(&self, without: Errno) -> Errno {
-        match self.lock {
-            "lsm" => Errno::PERM,
-            _ => without,
-        }
-    }
-
-    /// That something is refused by AF_XDP; under the LSM by that or by the lock, which lets who was granted a bare socket
-    /// make rings, until the broker has seen it bound.
-    pub(crate) fn assert_refused(&self, result: Result<(), Errno>, by_xdp: Errno, what: &str) {
-        let either = [Err(by_xdp), Err(self.refusal(by_xdp))];
-        assert!(either.contains(&result), "{what}: {result:?}, not {either:?}");
-    }
-
     /// Has the rogue acquire its queue, by a process of its own.
     pub(crate) fn acquire(&self) -> Granted {
+        self.acquire_queue(ROGUES)
+    }
+
+    /// The same for a queue that it may have, waiting for the kernel as long as the broker says so.
+    pub(crate) fn acquire_queue(&self, queue: u32) -> Granted {
         let mut broker = self.broker.client_of(&self.rogue).unwrap();
-        let request = Acquire::new(format!("eth0:{ROGUES}").parse().unwrap(), self.kind);
-        let (acquired, mut sockets) = broker.acquire(&request).unwrap();
+        let request = Acquire::new(format!("eth0:{queue}").parse().unwrap(), self.kind);
+        let deadline = Instant::now() + PATIENCE;
+        let (acquired, mut sockets) = loop {
+            match broker.acquire(&request) {
+                Err(error) if error.retry_after().is_some() && Instant::now() < deadline => {}
+                acquired => break acquired.unwrap(),
+            }
+        };
         Granted {
             broker,
             lease: acquired.lease,
@@ -130,16 +120,30 @@ pub(crate) struct Granted {
 }
 
 impl Granted {
-    /// Makes the rings that are its holder's to make, and registers a umem: all that a bind needs.
-    pub(crate) fn prepare(&mut self) {
+    /// Makes the rings that are its holder's to make.
+    pub(crate) fn make_rings(&self) {
         if self.kind == SocketKind::Bare {
             for ring in Ring::ALL {
                 sys::create_ring(&self.socket, ring, 64).unwrap();
             }
         }
+    }
+
+    /// The same, and registers a umem: all that a bind needs.
+    pub(crate) fn prepare(&mut self) {
+        self.make_rings();
         let memory = memory(CHUNKS);
         sys::register_umem(&self.socket, &memory, CHUNK_BYTES, 0).unwrap();
         self.memory = Some(memory);
+    }
+
+    /// Binds it over the umem of another one that is bound.
+    pub(crate) fn bind_shared(&self, index: u32, queue: u32, with: &Self) -> Result<(), Errno> {
+        let address = SocketAddrXdpWithSharedUmem {
+            addr: SocketAddrXdp::new(SocketAddrXdpFlags::XDP_SHARED_UMEM, index, queue),
+            shared_umem_fd: with.socket.as_fd(),
+        };
+        rustix::net::bind(&self.socket, &address)
     }
 
     /// Binds it in copy mode.
