@@ -124,8 +124,10 @@ fn each_limit_is_told_when_it_is_reached() {
     );
     assert!(words.contains("or ask for fewer chunks"), "{words}");
     client.call("Release", &json!({ "lease": second })).unwrap();
-    let now = ["leases", "queues", "umem-bytes"].map(|resource| in_use(&mut operator, resource));
-    assert_eq!(now, [0, 0, 0]);
+    // When the kernel has let go of the queues.
+    wait_until("everything is given back", || {
+        ["leases", "queues", "umem-bytes"].map(|resource| in_use(&mut operator, resource)) == [0, 0, 0]
+    });
     let refusals = scene.broker.audit().unwrap();
     let refusals = refusals.iter().filter(|line| line["reason"] == "quota-exceeded");
     assert_eq!(refusals.count(), 4);
