@@ -12,6 +12,7 @@ use xsk_client::wire::{InterfaceName, QueueLock, QueueSet, SocketKind, XdpMode};
 
 use crate::identity::Peer;
 use crate::lease::Lease;
+use crate::record::Record;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -49,6 +50,12 @@ pub enum Event {
     Reloaded,
     /// The policy was read anew, has mistakes, and the former one stays in force.
     ReloadRefused,
+    /// A lease of the broker before this one goes on.
+    TakenOver,
+    /// What the broker before this one has written down of a lease is not believed.
+    RecordRefused,
+    /// A device has this broker's XDP program in place of the one before.
+    ProgramUpdated,
     /// The daemon ends.
     Stopped,
 }
@@ -141,7 +148,27 @@ impl<'a> Line<'a> {
             queue_lock: Some(lease.queue_lock()),
             xdp: Some(lease.redirect().mode()),
             label: lease.label.as_deref(),
-            ..self.peer(lease.requester())
+            uid: Some(lease.requester().subject.uid),
+            gid: Some(lease.requester().subject.gid),
+            pid: Some(lease.requester().pid),
+            ..self
+        }
+    }
+
+    /// About a lease of which nothing is left but what was written down.
+    #[must_use]
+    pub fn record(self, record: &'a Record) -> Self {
+        Self {
+            lease: Some(record.lease),
+            uid: Some(record.requester.uid),
+            gid: Some(record.requester.gid),
+            pid: Some(record.requester.pid),
+            interface: Some(&record.interface),
+            queues: Some(record.terms.queues()),
+            rule: Some(record.terms.rule()),
+            queue_lock: Some(record.queue_lock),
+            label: record.label.as_deref(),
+            ..self
         }
     }
 

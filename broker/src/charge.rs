@@ -78,6 +78,11 @@ impl Accounts {
         self.enter(&mut self.lock(), uid, resource, amount, None)
     }
 
+    /// The same, for what a rule lets each of its users have as well.
+    pub fn charge_by_rule_anyway(&self, uid: u32, resource: Resource, amount: u64, rule: &str) -> Charge {
+        self.enter(&mut self.lock(), uid, resource, amount, Some(rule.into()))
+    }
+
     /// Whether one more would be within the limits.
     ///
     /// # Errors

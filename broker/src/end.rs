@@ -14,6 +14,7 @@ use crate::audit::{Event, Line};
 use crate::device::Device;
 use crate::engine::Engine;
 use crate::error::{Error, chain};
+use crate::fail_point;
 use crate::grant;
 use crate::identity::{Peer, Process};
 use crate::kernel::queue_lock::Retired;
@@ -35,11 +36,30 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
     // Counted until here: with the slot goes the count of what was redirected.
     lease.last_seen = lease.queues();
     lease.state = LeaseState::Ending;
+    lease.ended = Some((reason, Instant::now()));
     lease.watch = None;
+    fail_point::pass("end: begun");
+    // Before the slots are emptied: a lease that is written down as active has them filled.
+    if let Err(failure) = lease.write_down() {
+        tracing::warn!(
+            lease = id.0,
+            "cannot write down that a lease has ended: {}",
+            chain(&failure)
+        );
+    }
+    fail_point::pass("end: written down");
     for leased in &mut lease.sockets {
         leased.slot = None;
     }
-    let is_bound = |leased: &LeasedSocket| leased.socket.is_bound().unwrap_or(true);
+    if let Some(confinement) = &lease.confinement {
+        confinement.end();
+    }
+    fail_point::pass("end: slots emptied");
+    // Of a lease that another broker granted: until a look at its queue shows something else.
+    let is_bound = |leased: &LeasedSocket| {
+        let socket = leased.socket.as_ref();
+        socket.is_none_or(|socket| socket.is_bound().unwrap_or(true))
+    };
     let (bound, unbound): (Vec<_>, Vec<_>) =
         std::mem::take(&mut lease.sockets).into_iter().partition(is_bound);
     lease.sockets = unbound;
@@ -49,7 +69,6 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
         engine.audit.write(&Line::new(Event::RogueBind).lease(lease));
     }
     lease.umem = None;
-    lease.ended = Some((reason, Instant::now()));
     let word = reason.as_str().replace('_', "-");
     engine
         .audit
@@ -86,10 +105,10 @@ fn retire(engine: &mut Engine, id: LeaseId, now: Instant) {
         }
         Some(retirement) => retirement.outcome(),
         None if lease.sockets.is_empty() || lease.queue_lock() == QueueLock::None => Ok(Retired::All),
-        None => match engine
-            .locks
-            .retire(lease.sockets.iter().map(|leased| &leased.socket))
-        {
+        None => match engine.locks.retire(
+            lease.confinement.as_ref(),
+            lease.sockets.iter().filter_map(|leased| leased.socket.as_ref()),
+        ) {
             Ok(Some(retirement)) => {
                 lease.retirement = Some(retirement);
                 look_again_later(lease, now);
@@ -135,7 +154,9 @@ fn over(engine: &mut Engine, id: LeaseId, retired: Retired) {
         Retired::SomeBound => part_with(engine, id, sockets),
         Retired::All => drop(sockets),
     }
-    drop(confinement);
+    if let Some(confinement) = confinement {
+        confinement.settle();
+    }
     match (lingers, delivered) {
         (true, _) => {
             if let Some(lease) = engine.leases.get_mut(id) {
@@ -156,14 +177,14 @@ fn part_with(engine: &mut Engine, id: LeaseId, sockets: Vec<LeasedSocket>) {
     let Some(lease) = engine.leases.get_mut(id) else {
         return;
     };
-    let sockets = sockets.into_iter().map(|leased| leased.socket).collect();
+    let sockets = sockets.into_iter().filter_map(|leased| leased.socket).collect();
     engine.locks.part_with(lease.device().index, sockets);
 }
 
 /// Whether a socket that its holder bound and never reported was bound to another queue than its own.
 fn is_rogue(probe: &mut QueueProbe, index: u32, bound: &[LeasedSocket]) -> bool {
     bound.iter().any(|leased| {
-        let in_use = probe.queue_use_untouched(index, leased.socket.queue());
+        let in_use = probe.queue_use_untouched(index, leased.queue);
         matches!(in_use, Ok(Some(QueueUse::Free)))
     })
 }
@@ -211,6 +232,7 @@ pub fn settle(engine: &mut Engine, now: Instant) {
 
 /// Forgets an ended lease: its queues and its charges are free with that, and everybody may hear of it.
 fn free(engine: &mut Engine, id: LeaseId) {
+    fail_point::pass("end: free");
     let Some(mut lease) = engine.leases.take(id) else {
         return;
     };
@@ -256,7 +278,10 @@ pub fn revoke(engine: &mut Engine, id: LeaseId) -> Result<Revoked, Error> {
 /// Ends anybody's lease, and says what that has stopped. One that has ended already stays as it is.
 pub fn take_back(engine: &mut Engine, id: LeaseId, reason: Reason) -> Revoked {
     // Such a lease is not listed after its end; but whoever has its sockets may still bind them.
-    let is_unbound = |leased: &LeasedSocket| leased.socket.is_bound().is_ok_and(|bound| !bound);
+    let is_unbound = |leased: &LeasedSocket| {
+        let socket = leased.socket.as_ref();
+        socket.is_some_and(|socket| socket.is_bound().is_ok_and(|bound| !bound))
+    };
     let unbound = engine
         .leases
         .get_mut(id)
@@ -284,30 +309,50 @@ pub fn device_gone(engine: &mut Engine, index: u32) {
     }
 }
 
-/// Ends everything, in order: leases, then the programs of their devices.
+/// Ends what cannot go on without this broker, and leaves everything else for the next one: leases that are active go on,
+/// with the programs of their devices. Sockets that were handed over and are not in use yet are taken back, since with the
+/// broker goes what confines them, and nobody else could activate them.
 pub fn stop(engine: &mut Engine) {
     engine.stopping = true;
-    for id in engine.leases.ids(Lease::is_live) {
-        end(engine, id, Reason::Stopped);
+    let goes_on = |lease: &Lease| {
+        let at_grant = lease.sockets.iter().any(|leased| leased.slot.is_some());
+        let is_settled =
+            lease.state == LeaseState::Active || (at_grant && lease.queue_lock() == QueueLock::None);
+        is_settled && !lease.holder().has_exited()
+    };
+    for id in engine.leases.ids(|lease| lease.is_live() && !goes_on(lease)) {
+        let exited = engine
+            .leases
+            .get_mut(id)
+            .is_some_and(|lease| lease.holder().has_exited());
+        let reason = match exited {
+            true => Reason::HolderExited,
+            false => Reason::Stopped,
+        };
+        end(engine, id, reason);
     }
-    // With the broker goes what confines the sockets that are out: none of them may be left to be bound. Everybody has
-    // been told by now, so that nobody waits for this but the stop itself.
+    // Everybody has been told by now, so that nobody waits for this but the stop itself. Of those that died the kernel lets
+    // go in no time.
     let give_up = Instant::now() + RETIREMENT_PATIENCE;
-    loop {
-        let ending = engine.leases.ids(|lease| lease.state == LeaseState::Ending);
-        if ending.is_empty() || Instant::now() > give_up {
-            break;
-        }
-        for id in ending {
-            retire(engine, id, Instant::now());
-        }
+    let is_under_way = |lease: &Lease| match lease.state {
+        LeaseState::Ending => true,
+        LeaseState::Lingering => lease.holder().has_exited(),
+        _ => false,
+    };
+    while Instant::now() < give_up && engine.leases.iter().any(is_under_way) {
+        settle(engine, Instant::now());
         std::thread::sleep(Duration::from_millis(2));
     }
-    for id in engine.leases.ids(|_| true) {
-        drop(engine.leases.take(id));
-    }
-    engine.redirects.clear();
-    engine.audit.write(&Line::new(Event::Stopped));
+    let leases = &engine.leases;
+    engine
+        .redirects
+        .retain(|index, _| leases.iter().any(|lease| lease.device().index == *index));
+    let message = match engine.leases.len() {
+        0 => "nothing is held".to_owned(),
+        left => format!("leases that are left for the next broker: {left}"),
+    };
+    tracing::info!("{message}");
+    engine.audit.write(&Line::new(Event::Stopped).message(&message));
 }
 
 /// What a peer is told of a lease that is not there, or not its own.

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -13,10 +14,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::adopt::{self, Adopted};
 use crate::audit::Audit;
 use crate::charge::Accounts;
 use crate::end;
 use crate::error::Failure;
+use crate::heritage::Heritage;
+use crate::journal::Journal;
 use crate::kernel::pins::PinDirectory;
 use crate::kernel::queue_lock::{self, QueueLocks};
 use crate::kernel::queue_probe::QueueProbe;
@@ -54,8 +58,10 @@ pub struct Engine {
     pub monitors: Monitors,
     /// Where it writes down what it did.
     pub audit: Audit,
-    /// Where links are pinned.
+    /// Where XDP programs are pinned.
     pub pins: Rc<PinDirectory>,
+    /// Where leases are written down.
+    pub journal: Journal,
     /// Whether the rings of a bound socket can be mapped; `None` until that was told.
     pub rings_can_be_mapped: Option<bool>,
     /// When it began.
@@ -204,8 +210,12 @@ pub struct Parts {
     pub accounts: Accounts,
     /// Where it writes down what it did.
     pub audit: Audit,
-    /// Where links are pinned.
+    /// Where XDP programs are pinned.
     pub pins: PinDirectory,
+    /// Where leases are written down.
+    pub journal: Journal,
+    /// What a broker before this one has left.
+    pub heritage: Heritage,
     /// What the queue locks are made of.
     pub locks: queue_lock::Parts,
 }
@@ -217,6 +227,8 @@ pub struct Running {
     pub handle: EngineHandle,
     /// Resolves when the thread has ended, for whatever reason.
     pub ended: oneshot::Receiver<()>,
+    /// Resolves when it has taken over the leases of a broker before, which are to be watched.
+    pub adopted: oneshot::Receiver<Vec<Adopted>>,
     /// To wait for its end with.
     pub thread: JoinHandle<()>,
 }
@@ -229,6 +241,7 @@ pub struct Running {
 pub fn start(parts: Parts) -> Result<Running, Failure> {
     let inbox = Arc::new(Inbox::default());
     let (alive, ended) = oneshot::channel();
+    let (tell, adopted) = oneshot::channel();
     let own = Arc::clone(&inbox);
     let thread = std::thread::Builder::new()
         .name("engine".into())
@@ -236,18 +249,21 @@ pub fn start(parts: Parts) -> Result<Running, Failure> {
             // Dropped when the thread ends, by a panic too.
             let _alive = alive;
             let closing = Closing(own);
-            run(parts, &closing.0);
+            run(parts, &closing.0, tell);
         })
         .map_err(|source| Failure::kernel("clone", "engine thread", source))?;
     Ok(Running {
         handle: EngineHandle(inbox),
         ended,
+        adopted,
         thread,
     })
 }
 
-fn run(parts: Parts, inbox: &Inbox) {
-    let mut engine = Engine {
+fn run(parts: Parts, inbox: &Inbox, tell: oneshot::Sender<Vec<Adopted>>) {
+    // Never dropped, neither at the end nor by a panic: what is held then goes on, for the next broker to take over. What
+    // is to be undone at the end is undone by `end::stop`.
+    let mut engine = ManuallyDrop::new(Engine {
         policy: parts.policy,
         policy_source: Arc::new(parts.policy_source),
         leases: Leases::new(parts.accounts),
@@ -259,14 +275,18 @@ fn run(parts: Parts, inbox: &Inbox) {
         monitors: Monitors::default(),
         audit: parts.audit,
         pins: Rc::new(parts.pins),
+        journal: parts.journal,
         rings_can_be_mapped: None,
         started: Instant::now(),
         stopping: false,
-    };
+    });
     if engine.policy.wants_queue_lock() {
         engine.locks.try_out();
     }
     links::look_at_all(&mut engine);
+    let adopted = adopt::take_over(&mut engine, parts.heritage);
+    // Nobody listens where the start has failed meanwhile; then the process ends.
+    drop(tell.send(adopted));
     loop {
         let due = engine
             .leases

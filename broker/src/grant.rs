@@ -10,6 +10,7 @@
 //! [`bare::look`] does the second half, by itself. Each step's result is what the next one takes, so that no kernel
 //! object can be made without a decision of the policy, and dropping it undoes the step.
 
+mod activate;
 pub mod bare;
 mod bound;
 mod refusals;
@@ -20,8 +21,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use xsk_client::wire::{
-    Acquire, Acquired, Activated, ActivatedSocket, BindReply, Change, GrantedSocket, InterfaceName,
-    LeaseState, QueueLock, SocketKind,
+    Acquire, Acquired, BindReply, Change, GrantedSocket, InterfaceName, QueueLock, SocketKind,
 };
 
 use crate::audit::{Event, Line};
@@ -29,6 +29,7 @@ use crate::device::Device;
 use crate::end::{self, Reason};
 use crate::engine::{Engine, EngineHandle};
 use crate::error::{Error, Failure, chain};
+use crate::fail_point;
 use crate::identity::Peer;
 use crate::kernel::queue_lock::Confinement;
 use crate::kernel::queue_probe::QueueUse;
@@ -40,10 +41,10 @@ use crate::policy::{Insert, Request, Terms, Verdict};
 use crate::unread::Unread;
 use crate::zero_copy;
 
+pub use activate::activate;
 pub use bound::bind;
 use refusals::{
-    bound_elsewhere, foreign_program, no_device, no_lock, no_such_queue, not_bound, not_native, taken,
-    unconfined, uplink,
+    beyond_map, foreign_program, no_device, no_lock, no_such_queue, not_native, taken, unconfined, uplink,
 };
 
 /// A lease, or its sockets, on the way to its holder: the reply and the fds that go with it.
@@ -148,6 +149,7 @@ pub fn acquire(
     // 4. The XDP program, if this is the device's first grant; then count the queues, which attaching may change.
     let (redirect, device) = redirect_for(engine, &reservation)?;
     check_queues(&reservation, &device)?;
+    check_map(&reservation, &redirect)?;
     if reservation.terms().sockets() != SocketKind::Bound {
         engine
             .locks
@@ -157,27 +159,40 @@ pub fn acquire(
     check_unused(engine, &reservation)?;
     zero_copy::check_device(&mut engine.probe, &reservation, redirect.mode(), lock)?;
 
-    // 5. What the holder gets, by the kind of its sockets: confined as the terms say.
-    let made = match reservation.terms().sockets() {
-        SocketKind::Prepared | SocketKind::Bare => unbound(engine, &reservation, &device, &redirect, lock)?,
-        SocketKind::Bound => bound::umem(engine, &reservation)?,
-    };
-
-    // 6. The lease begins; it ends by itself unless it is delivered, and unless it is activated in time.
+    // 5. The lease begins, and is written down before there is anything of it, for a broker after this one.
     let reply = reply(&reservation, &redirect, lock);
     let (watch, ended) = oneshot::channel();
-    let mut lease = Lease::new(reservation, redirect, made.sockets, lock, watch);
-    (lease.umem, lease.confinement, lease.label) = (made.umem, made.confinement, label);
+    let entry = engine.journal.entry(reservation.id());
+    let mut lease = Lease::new(reservation, redirect, lock, watch, entry);
+    lease.label = label;
     if let Some(now) = engine.links.get(lease.device().index) {
         lease.device_is_now(now.clone());
     }
+    fail_point::pass("acquire: reserved");
+    lease.write_down()?;
+    fail_point::pass("acquire: written down");
+
+    // 6. What the holder gets, by the kind of its sockets: confined as the terms say.
+    let made = match lease.terms().sockets() {
+        SocketKind::Prepared | SocketKind::Bare => unbound(engine, &lease, &device, lock)?,
+        SocketKind::Bound => bound::umem(engine, lease.reservation())?,
+    };
+    let fds = made.fds;
+    (lease.sockets, lease.umem, lease.confinement) = (made.sockets, made.umem, made.confinement);
+    fail_point::pass("acquire: sockets made");
+    if lease.sockets.iter().any(|leased| leased.slot.is_some()) {
+        lease.write_down()?;
+    }
+
+    // 7. It ends by itself unless it is delivered, and unless it is activated in time.
     let id = lease.id();
     engine.audit.write(&Line::new(Event::Granted).lease(&lease));
     engine.monitors.publish(&lease, Change::State);
     engine.leases.add(lease);
+    fail_point::pass("acquire: granted");
     Ok(HandOver {
         reply: HandOverReply::Acquired(reply),
-        fds: made.fds,
+        fds,
         unread: Some(unread),
         lease: id,
         is_delivered: false,
@@ -197,25 +212,21 @@ struct Made {
 }
 
 /// Kinds `prepared` and `bare`: unbound sockets, the former with their rings.
-fn unbound(
-    engine: &mut Engine,
-    reservation: &Reservation,
-    device: &Device,
-    redirect: &Redirect,
-    lock: QueueLock,
-) -> Result<Made, Error> {
+fn unbound(engine: &mut Engine, lease: &Lease, device: &Device, lock: QueueLock) -> Result<Made, Error> {
+    let (reservation, redirect) = (lease.reservation(), lease.redirect());
     // From before they leave until they cannot be bound to other queues any more.
     let confinement = engine
         .locks
         .confine(lock, reservation, device)
         .map_err(|reason| unconfined(reservation, reason))?;
-    let mut sockets = Vec::new();
+    let (mut sockets, mut fds) = (Vec::new(), Vec::new());
     for queue in reservation.terms().queues().iter() {
         let socket = match reservation.terms().sockets() {
             SocketKind::Bare => Xsk::bare(reservation, queue),
             SocketKind::Prepared | SocketKind::Bound => Xsk::new(reservation, queue),
         };
         let socket = socket.map_err(|failure| of_device(&reservation.device().name, failure))?;
+        confinement.permit(reservation, &socket)?;
         let slot = match reservation.terms().insert() {
             Insert::WhenBound => None,
             Insert::AtGrant => Some(
@@ -224,16 +235,9 @@ fn unbound(
                     .map_err(|failure| bare::at_grant(reservation, failure))?,
             ),
         };
-        sockets.push(LeasedSocket {
-            slot,
-            socket,
-            mode: None,
-        });
+        fds.push(socket.duplicate()?);
+        sockets.push(LeasedSocket::new(socket, slot, None));
     }
-    let fds = sockets
-        .iter()
-        .map(|leased| leased.socket.duplicate())
-        .collect::<Result<Vec<_>, _>>()?;
     Ok(Made {
         sockets,
         umem: None,
@@ -242,85 +246,9 @@ fn unbound(
     })
 }
 
-/// Does a holder's `Activate`: once more from any of its connections is fine.
-///
-/// # Errors
-///
-/// `NotBound`: the lease lives on. `BoundElsewhere`, `ModeNotAllowed`: it has been ended.
-pub fn activate(engine: &mut Engine, peer: &Peer, id: LeaseId) -> Result<Activated, Error> {
-    let lease = engine
-        .leases
-        .get_mut(id)
-        .filter(|lease| lease.is_live() && lease.is_held_by(peer));
-    let lease = lease.ok_or_else(|| end::no_such_lease(id))?;
-    if lease.state == LeaseState::Active {
-        return Ok(activated(lease));
-    }
-    fill_slots(engine, id)
-}
-
-/// Redirects packets to a lease's sockets, if all of them are bound to what was granted.
-fn fill_slots(engine: &mut Engine, id: LeaseId) -> Result<Activated, Error> {
-    let lease = engine.leases.get_mut(id).ok_or_else(|| end::no_such_lease(id))?;
-    if lease.umem.is_some() {
-        return Err(bound::bind_first(lease).into());
-    }
-    for leased in &lease.sockets {
-        if !leased.socket.is_bound()? {
-            return Err(not_bound(lease, leased.socket.queue()).into());
-        }
-    }
-    // Bound, but to what was granted? The kernel does not say where; but then the granted queue must be taken. What the
-    // broker bound itself is where it belongs: nobody can bind it again.
-    let by_holder = lease.terms().sockets() != SocketKind::Bound;
-    for leased in lease.sockets.iter().filter(|_| by_holder) {
-        let queue = leased.socket.queue();
-        let in_use = engine
-            .probe
-            .queue_use(lease.device().index, queue)
-            .map_err(|failure| of_device(&lease.device().name, failure))?;
-        if in_use == QueueUse::Free {
-            let error = bound_elsewhere(lease, queue);
-            engine.audit.write(
-                &Line::new(Event::RogueBind)
-                    .lease(lease)
-                    .message(&error.to_string()),
-            );
-            end::end(engine, id, Reason::RogueBind);
-            return Err(error.into());
-        }
-    }
-
-    for leased in &mut lease.sockets {
-        leased.mode = Some(leased.socket.mode()?);
-    }
-    if let Some(error) = zero_copy::check_bound(lease) {
-        engine.audit.write(
-            &Line::new(Event::ModeNotAllowed)
-                .lease(lease)
-                .message(&error.to_string()),
-        );
-        end::end(engine, id, Reason::ModeNotAllowed);
-        return Err(error.into());
-    }
-    let (redirect, receives) = (lease.redirect().clone(), lease.terms().direction().receives());
-    for leased in &mut lease.sockets {
-        if leased.slot.is_none() && receives {
-            leased.slot = Some(redirect.insert(&leased.socket)?);
-        }
-    }
-    lease.state = LeaseState::Active;
-    lease.due().clear();
-    // Bound sockets are sealed (F6), and these are where they belong: nothing has to confine them any more.
-    lease.confinement = None;
-    engine.audit.write(&Line::new(Event::Activated).lease(lease));
-    engine.monitors.publish(lease, Change::State);
-    Ok(activated(lease))
-}
-
 /// Writes down that an `Acquire` came to nothing.
 pub fn refused(engine: &mut Engine, peer: &Peer, call: &Acquire, error: &Error) {
-    let line = Line::new(event_of(error))
+    let line = Line::new(refusals::event_of(error))
         .peer(peer)
         .target(&call.interface, &call.queues);
     engine
@@ -341,6 +269,7 @@ fn redirect_for(engine: &mut Engine, reservation: &Reservation) -> Result<(Redir
     {
         return Err(uplink(&device.name, role).into());
     }
+    fail_point::pass("acquire: nothing attached");
     let redirect = Redirect::attach(reservation, &link, &engine.pins).map_err(|error| match error {
         AttachError::Foreign(program) => foreign_program(&device.name, program).into(),
         AttachError::NotNative(cause) => not_native(&device.name, &cause).into(),
@@ -363,6 +292,19 @@ fn check_queues(reservation: &Reservation, device: &Device) -> Result<(), Error>
         .find(|queue| *queue >= device.rx_queues)
     {
         Some(queue) => Err(no_such_queue(device, queue).into()),
+        None => Ok(()),
+    }
+}
+
+/// Refuses queues beyond the map of a program that another broker has attached, when the device could have fewer.
+fn check_map(reservation: &Reservation, redirect: &Redirect) -> Result<(), Error> {
+    match reservation
+        .terms()
+        .queues()
+        .iter()
+        .find(|queue| *queue >= redirect.queues())
+    {
+        Some(queue) => Err(beyond_map(reservation, queue, redirect.queues()).into()),
         None => Ok(()),
     }
 }
@@ -417,31 +359,11 @@ fn sockets_at_once(terms: &Terms) -> usize {
     }
 }
 
-fn activated(lease: &Lease) -> Activated {
-    let sockets = lease.sockets.iter().filter_map(|leased| {
-        leased.mode.map(|mode| ActivatedSocket {
-            queue: leased.socket.queue(),
-            mode,
-        })
-    });
-    Activated {
-        lease: lease.id().0,
-        sockets: sockets.collect(),
-    }
-}
-
 /// A device may go at any moment: then the failure is not ours, though the news of it is still on its way.
 pub(crate) fn of_device(interface: &InterfaceName, failure: Failure) -> Error {
     if failure.is_no_device() {
         no_device(interface).into()
     } else {
         failure.into()
-    }
-}
-
-fn event_of(error: &Error) -> Event {
-    match error {
-        Error::Refused(_) => Event::Refused,
-        Error::Failed(_) => Event::Failed,
     }
 }

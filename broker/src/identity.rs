@@ -86,11 +86,30 @@ impl Peer {
     }
 }
 
+/// Whose wish a lease is: what stays of a peer when its connection and its process are gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requester {
+    /// Whom the policy spoke about.
+    pub subject: Subject,
+    /// Its process then, for the log.
+    pub pid: u32,
+}
+
+impl From<&Peer> for Requester {
+    fn from(peer: &Peer) -> Self {
+        Self {
+            subject: peer.subject.clone(),
+            pid: peer.process.pid(),
+        }
+    }
+}
+
 /// A process, pinned by a pidfd.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
-    pidfd: OwnedFd,
+    /// None of one that was gone before it could be pinned.
+    pidfd: Option<OwnedFd>,
     inode: u64,
     start_ticks: u64,
 }
@@ -160,7 +179,7 @@ impl Process {
         let start_ticks = start_ticks(pid)?;
         let process = Self {
             pid,
-            pidfd,
+            pidfd: Some(pidfd),
             inode: stat.st_ino,
             start_ticks,
         };
@@ -196,6 +215,23 @@ impl Process {
             .filter(|process| process.start_ticks == start_ticks)
     }
 
+    /// The process that was written down so; `None` where it is no more. The inode of its pidfd decides where it is its own.
+    pub fn find_same(pid: u32, inode: u64, start_ticks: u64) -> Option<Self> {
+        let found = Self::find(pid, start_ticks)?;
+        let told_apart = found.pidfd.as_ref().map(ToldApart::by);
+        (told_apart != Some(ToldApart::ByInode) || found.inode == inode).then_some(found)
+    }
+
+    /// A process that was written down so and is no more.
+    pub fn gone(pid: u32, inode: u64, start_ticks: u64) -> Self {
+        Self {
+            pid,
+            pidfd: None,
+            inode,
+            start_ticks,
+        }
+    }
+
     /// When it started, in clock ticks since boot: for who wants to [`Process::find`] it again.
     pub fn start_ticks(&self) -> u64 {
         self.start_ticks
@@ -225,14 +261,14 @@ impl Process {
         }
     }
 
-    /// Its pidfd, readable once it has exited (pidfd_open(2)).
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+    /// Its pidfd, readable once it has exited (pidfd_open(2)). `None` where it had exited before it could be pinned.
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.as_ref().map(AsFd::as_fd)
     }
 
     /// Whether it is no more.
     pub fn has_exited(&self) -> bool {
-        ready(self.pidfd(), PollFlags::IN)
+        self.pidfd().is_none_or(|pidfd| ready(pidfd, PollFlags::IN))
     }
 
     /// Whether both are one process. The inode alone decides from Linux 6.9; before it is one and the same for

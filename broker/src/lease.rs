@@ -7,6 +7,7 @@
 mod busy;
 mod hold;
 mod reservation;
+mod resume;
 mod socket;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,7 +22,8 @@ use xsk_client::wire::{
 use crate::agenda::{Agenda, Due};
 use crate::charge::{Accounts, Charge, LimitReached, RuleLimit};
 use crate::device::Device;
-use crate::identity::{Peer, Process};
+use crate::identity::{Peer, Process, Requester};
+use crate::journal::Entry;
 use crate::kernel::link_events::LinkNow;
 use crate::kernel::queue_lock::{Confinement, Retirement};
 use crate::kernel::redirect::Redirect;
@@ -109,7 +111,8 @@ impl Leases {
             id,
             terms,
             device,
-            requester: Arc::clone(peer),
+            requester: Requester::from(&**peer),
+            holder: Arc::clone(peer.process()),
             since: Instant::now(),
             due: self.agenda.place_for(id),
             _hold: hold,
@@ -166,7 +169,7 @@ impl Leases {
         // Under a lock they were retired, and can be bound no more.
         lease.abandoned = lease.queue_lock == QueueLock::None;
         let sockets = u64::try_from(lease.terms().queues().len()).unwrap_or(u64::MAX);
-        let uid = lease.requester().subject().uid;
+        let uid = lease.requester().subject.uid;
         let charge = self
             .accounts
             .charge_anyway(uid, Resource::AbandonedSockets, sockets);
@@ -257,16 +260,18 @@ pub struct Lease {
     holder: Arc<Process>,
     holder_uid: u32,
     reservation: Reservation,
+    /// What is written down of it, for as long as there is anything of it.
+    entry: Entry,
 }
 
 impl Lease {
-    /// A lease whose sockets are about to be handed over. Its holder is the requester's process.
+    /// A lease whose sockets are about to be made. Its holder is the requester's process.
     pub fn new(
         mut reservation: Reservation,
         redirect: Redirect,
-        sockets: Vec<LeasedSocket>,
         queue_lock: QueueLock,
         watch: oneshot::Sender<()>,
+        entry: Entry,
     ) -> Self {
         let deadline = Instant::now() + reservation.terms.activate_within();
         reservation.due.set(match reservation.terms.sockets() {
@@ -275,7 +280,7 @@ impl Lease {
             SocketKind::Bare => Instant::now(),
         });
         Self {
-            sockets,
+            sockets: Vec::new(),
             umem: None,
             state: LeaseState::HandedOver,
             deadline,
@@ -293,9 +298,10 @@ impl Lease {
             watch: Some(watch),
             link: None,
             redirect,
-            holder: Arc::clone(reservation.requester().process()),
-            holder_uid: reservation.requester().subject().uid,
+            holder: Arc::clone(reservation.holder()),
+            holder_uid: reservation.requester().subject.uid,
             reservation,
+            entry,
         }
     }
 
@@ -333,7 +339,7 @@ impl Lease {
     }
 
     fn seen(&self, queue: u32) -> LeaseQueue {
-        match self.sockets.iter().find(|leased| leased.socket.queue() == queue) {
+        match self.sockets.iter().find(|leased| leased.queue == queue) {
             Some(leased) => leased.seen(),
             // The broker is still to bind it.
             None => LeaseQueue {
@@ -356,7 +362,7 @@ impl Lease {
     }
 
     /// Who asked and is charged.
-    pub fn requester(&self) -> &Peer {
+    pub fn requester(&self) -> &Requester {
         &self.reservation.requester
     }
 

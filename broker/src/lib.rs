@@ -3,6 +3,7 @@
 //! One binary is the daemon and its command line; this library is what both, the tests and the fuzzers share.
 //! Read [`grant`] first: it is one grant from top to bottom. [`end`] is its counterpart.
 
+pub mod adopt;
 pub mod agenda;
 pub mod audit;
 pub mod call;
@@ -13,8 +14,11 @@ pub mod device;
 pub mod end;
 pub mod engine;
 pub mod error;
+mod fail_point;
 pub mod grant;
+pub mod heritage;
 pub mod identity;
+pub mod journal;
 pub mod kernel;
 pub mod lease;
 pub mod links;
@@ -24,8 +28,10 @@ mod outgoing;
 pub mod policy;
 pub mod privileges;
 pub mod quota;
+pub mod record;
 pub mod reload;
 pub mod report;
+pub mod run_dir;
 pub mod server;
 mod service;
 pub mod transfer;

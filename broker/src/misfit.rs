@@ -70,7 +70,8 @@ pub fn detach_unused(engine: &mut Engine, index: u32) -> bool {
     true
 }
 
-fn misfit(policy: &Policy, name: &InterfaceName, mode: XdpMode) -> Option<String> {
+/// Why a program that runs so on a device does not fit the policy, if it does not.
+pub fn misfit(policy: &Policy, name: &InterfaceName, mode: XdpMode) -> Option<String> {
     let Some(settings) = policy.interface(name) else {
         return Some(format!("no section [interface.{name}] names it"));
     };

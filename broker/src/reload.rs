@@ -217,12 +217,22 @@ fn mistake(found: &Diagnostic) -> PolicyMistake {
     }
 }
 
+/// Weighs what was taken over from another broker, which may have granted it by another policy.
+pub fn weigh_all(engine: &mut Engine) {
+    misfit::look(engine);
+    for id in engine.leases.ids(Lease::is_live) {
+        if let Some(lease) = engine.leases.get_mut(id) {
+            lease.objection = objection(&engine.policy, &engine.locks, &engine.misfits, lease);
+        }
+    }
+}
+
 /// Weighs a live lease by the policy in force; ends it where it is not wanted any more.
 fn weigh(engine: &mut Engine, id: LeaseId, unwanted: Unwanted) -> Option<NotAllowed> {
     let lease = engine.leases.get_mut(id)?;
     lease.objection = objection(&engine.policy, &engine.locks, &engine.misfits, lease);
     let reason = lease.objection.as_ref()?.for_operator.clone();
-    let subject = lease.requester().subject();
+    let subject = &lease.requester().subject;
     let mut told = NotAllowed {
         lease: id.0,
         interface: lease.device().name.clone(),
@@ -247,7 +257,7 @@ fn weigh(engine: &mut Engine, id: LeaseId, unwanted: Unwanted) -> Option<NotAllo
 /// Why the policy would not give a lease, if it would not.
 fn objection(policy: &Policy, locks: &QueueLocks, misfits: &Misfits, lease: &Lease) -> Option<Objection> {
     let name = &lease.device().name;
-    let given = match policy.still_gives(lease.requester().subject(), lease.terms(), name) {
+    let given = match policy.still_gives(&lease.requester().subject, lease.terms(), name) {
         Ok(given) => given,
         Err(refusal) => {
             return Some(Objection {
@@ -265,7 +275,7 @@ fn objection(policy: &Policy, locks: &QueueLocks, misfits: &Misfits, lease: &Lea
     }
     let wrong_mode = lease.sockets.iter().find_map(|leased| {
         let mode = leased.mode.filter(|mode| !given.zero_copy.admits(*mode))?;
-        Some((leased.socket.queue(), mode))
+        Some((leased.queue, mode))
     });
     if let Some((queue, mode)) = wrong_mode {
         return Some(of_own_rule(format!(

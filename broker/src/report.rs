@@ -30,7 +30,7 @@ pub enum Scope {
 
 /// Whether a client may know of a lease: an operator, and whoever asked for it or holds it.
 pub fn sees(scope: Scope, uid: u32, lease: &Lease) -> bool {
-    scope == Scope::All || uid == lease.requester().subject().uid || uid == lease.holder_uid()
+    scope == Scope::All || uid == lease.requester().subject.uid || uid == lease.holder_uid()
 }
 
 /// `ListLeases`.
@@ -102,7 +102,7 @@ pub fn lease(lease: &Lease, scope: Scope) -> WireLease {
         Scope::Own => &objection.for_peer,
         Scope::All => &objection.for_operator,
     });
-    let (terms, device, subject) = (lease.terms(), lease.device(), lease.requester().subject());
+    let (terms, device, subject) = (lease.terms(), lease.device(), &lease.requester().subject);
     WireLease {
         lease: lease.id().0,
         interface: device.name.clone(),
@@ -288,7 +288,14 @@ fn probes(engine: &mut Engine) -> Vec<Probe> {
         available,
         note: if available { there } else { missing }.into(),
     };
+    let lsm = engine.locks.lsm_in_force();
     vec![
+        with(
+            "BPF LSM",
+            lsm.is_ok(),
+            "the kernel refuses to bind an unbound socket to anything but what was granted",
+            &lsm.err().unwrap_or_default(),
+        ),
         with(
             "SO_PEERPIDFD",
             kernel::peer::has_peer_pidfd(),

@@ -17,9 +17,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use xsk_client::wire::{BrokerError, encode};
 
+use crate::adopt::Adopted;
 use crate::charge::{Accounts, Charge};
 use crate::connection::Connection;
-use crate::end;
+use crate::end::{self, Reason};
 use crate::engine::{EngineHandle, Running, Turn};
 use crate::error::{Failure, chain};
 use crate::identity::Peer;
@@ -30,6 +31,7 @@ use crate::links;
 use crate::quota::Resource;
 use crate::reload;
 use crate::report::Scope;
+use crate::watch::Watch;
 
 /// A socket that clients connect to.
 #[derive(Debug)]
@@ -99,6 +101,7 @@ pub async fn run(
         tasks.spawn(accept(socket, scope, engine.handle.clone(), accounts.clone()));
         paths.push(path);
     }
+    tasks.spawn(watch_adopted(engine.adopted, engine.handle.clone()));
     for source in sources {
         let news = source
             .readable_fd()
@@ -203,6 +206,21 @@ fn charge(stream: &UnixStream, accounts: &Accounts) -> Option<Charge> {
         tracing::debug!(uid, %error, "cannot tell a client why its connection is closed");
     }
     None
+}
+
+/// Has the holders watched of leases that another broker granted.
+async fn watch_adopted(adopted: oneshot::Receiver<Vec<Adopted>>, engine: EngineHandle) {
+    // An error is the engine's end, of which `run` hears.
+    for Adopted { lease, holder, ended } in adopted.await.unwrap_or_default() {
+        match Watch::of(&holder) {
+            Ok(watch) => drop(tokio::spawn(watch.until_exit(lease, ended, engine.clone()))),
+            // A lease that nobody watches would never end.
+            Err(failure) => {
+                tracing::error!(lease = lease.0, "{}", chain(&failure));
+                engine.post(move |engine| end::end(engine, lease, Reason::Restarted));
+            }
+        }
+    }
 }
 
 async fn watch_links(source: LinkEvents, news: Readable, engine: EngineHandle) {

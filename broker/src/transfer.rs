@@ -12,6 +12,7 @@ use crate::audit::{Event, Line};
 use crate::end;
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::fail_point;
 use crate::identity::{Peer, Process};
 use crate::lease::LeaseId;
 use crate::report;
@@ -39,7 +40,7 @@ pub fn transfer(
     // By the policy in force, which may be another one than gave the lease.
     let still = engine
         .policy
-        .still_gives(lease.requester().subject(), lease.terms(), &lease.device().name);
+        .still_gives(&lease.requester().subject, lease.terms(), &lease.device().name);
     let (rule, transfer_to) = match still {
         Ok(given) => (given.rule, given.transfer_to),
         Err(_) => (lease.terms().rule().to_owned(), Vec::new()),
@@ -60,6 +61,12 @@ pub fn transfer(
     if to.has_exited() {
         return Err(gone(&to).into());
     }
+    if let Some(confinement) = &lease.confinement {
+        confinement.hand_to(&to)?;
+    }
+    // Written down first: who is told that it has moved finds it so after a restart, too.
+    lease.write_down_with_holder(&to, uid)?;
+    fail_point::pass("transfer: written down");
     // The old watch resolves, since its other end is dropped here.
     let (watch, ended) = oneshot::channel();
     lease.move_to(to, uid, watch);

@@ -28,7 +28,8 @@ impl Watch {
     pub(crate) fn of(process: &Arc<Process>) -> Result<Self, Failure> {
         let pidfd = process
             .pidfd()
-            .try_clone_to_owned()
+            .ok_or_else(|| rustix::io::Errno::SRCH.into())
+            .and_then(|pidfd| pidfd.try_clone_to_owned())
             .and_then(Readable::new)
             .map_err(|source| Failure::kernel("epoll", "a holder's pidfd", source))?;
         Ok(Self {

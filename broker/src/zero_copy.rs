@@ -57,7 +57,7 @@ pub fn check_bound(lease: &Lease) -> Option<BrokerError> {
     let rule = lease.terms().zero_copy();
     let (queue, mode) = lease.sockets.iter().find_map(|leased| {
         let mode = leased.mode.filter(|mode| !rule.admits(*mode))?;
-        Some((leased.socket.queue(), mode))
+        Some((leased.queue, mode))
     })?;
     Some(BrokerError::ModeNotAllowed {
         lease: lease.id().0,

@@ -1,5 +1,4 @@
-//! A broker that dies takes nobody's packets along, and what it left is taken down by the next one; one that is stopped
-//! leaves nothing.
+//! A broker that dies, or is stopped, takes nobody's packets along; one that is stopped leaves nothing but what is held.
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -13,80 +12,41 @@ use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use xsk_client::wire::Lease;
 
-use crate::lease_scene::{PATIENCE, Traffic, leases, policy, port, wait_until};
+use crate::lease_scene::{Traffic, leases, policy, port, wait_until};
 use crate::puppet::{Order, Puppet, Seen};
 
 const IDLE: Duration = Duration::from_secs(5);
 
 #[test]
-fn a_killed_broker_leaves_packets_flowing_and_the_next_one_starts_clean() {
-    let world = World::new().unwrap();
-    let [alice, bob] = [(); 2].map(|()| Uid::take().unwrap());
-    let rules = policy(&[(alice.number(), "1-7"), (bob.number(), "1-7")]);
-    let mut leaks = Leaks::snapshot(&world).unwrap();
-    let mut broker = BrokerProcess::start(&world, &rules).unwrap();
-    let traffic = Traffic::new(&world);
-    let [mut old, mut new] = [&alice, &bob].map(|uid| Puppet::start(&world, Side::Host, &uid.user()));
-    let lease = old.hold("eth0:3");
-    let program = world.netlink(Side::Host).link("eth0").unwrap().xdp;
-
-    leaks.expect_objects_gone(&world, broker.process().pid()).unwrap();
-    assert!(was_killed(broker.kill().unwrap()));
-    for _ in 0..3 {
-        traffic.send_all(3, 0..100);
-        assert_eq!(old.receive(lease, 3, 100, IDLE), Seen::only(3, 100));
-    }
-    traffic.expect_at_stack(4, 0..10);
-    assert_eq!(world.netlink(Side::Host).link("eth0").unwrap().xdp, program);
-
-    broker.restart().unwrap();
-    let told = |line: &str| {
-        line.contains("a broker that crashed had left")
-            .then(|| line.to_owned())
-    };
-    let told = broker.process().wait_stderr(PATIENCE, told).unwrap();
-    assert!(told.contains("link-"), "{told}");
-    wait_until("the old program is detached", || {
-        world.netlink(Side::Host).link("eth0").unwrap().xdp.is_none()
-    });
-    traffic.expect_at_stack(3, 100..110);
-    assert!(leases(&broker).is_empty());
-
-    // The old lease is nobody's, though its number may be another's now.
-    let anew = new.acquire("eth0:4").unwrap();
-    old.ask(&Order::Reconnect).unwrap();
-    assert_eq!(old.activate(lease).unwrap_err().kind, "NoSuchLease");
-    new.bind(anew).unwrap();
-    new.activate(anew).unwrap();
-    traffic.send_all(4, 0..100);
-    assert_eq!(new.receive(anew, 4, 100, IDLE), Seen::only(4, 100));
-    traffic.expect_at_stack(3, 110..120);
-
-    // Its socket has the queue until it is gone, though no lease says so.
-    let taken = new.acquire("eth0:3").unwrap_err();
-    assert_eq!(taken.kind, "QueueBusy");
-    assert!(taken.text.contains("outlived a broker"), "{}", taken.text);
-    drop(old);
-    let again = new.hold("eth0:3");
-    traffic.send_all(3, 0..100);
-    assert_eq!(new.receive(again, 3, 100, IDLE), Seen::only(3, 100));
-
-    leaks.expect_objects_gone(&world, broker.process().pid()).unwrap();
-    drop(new);
-    assert!(broker.stop().unwrap().success());
-    leaks.wait_none(&world, PATIENCE).unwrap();
-}
-
-#[test]
-fn an_orderly_stop_leaves_nothing_though_a_holder_lives_on() {
+fn a_killed_broker_leaves_packets_flowing() {
     let world = World::new().unwrap();
     let alice = Uid::take().unwrap();
     let mut broker = BrokerProcess::start(&world, &policy(&[(alice.number(), "1-7")])).unwrap();
     let traffic = Traffic::new(&world);
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
-    holder.hold("eth0:3");
+    let lease = holder.hold("eth0:3");
+    let program = world.netlink(Side::Host).link("eth0").unwrap().xdp;
+    assert!(was_killed(broker.kill().unwrap()));
+    for _ in 0..3 {
+        traffic.send_all(3, 0..100);
+        assert_eq!(holder.receive(lease, 3, 100, IDLE), Seen::only(3, 100));
+    }
+    traffic.expect_at_stack(4, 0..10);
+    assert_eq!(world.netlink(Side::Host).link("eth0").unwrap().xdp, program);
+}
+
+#[test]
+fn an_orderly_stop_leaves_nothing_where_nothing_is_held() {
+    let world = World::new().unwrap();
+    let alice = Uid::take().unwrap();
+    let mut broker = BrokerProcess::start(&world, &policy(&[(alice.number(), "1-7")])).unwrap();
+    let traffic = Traffic::new(&world);
+    let mut holder = Puppet::start(&world, Side::Host, &alice.user());
+    let lease = holder.hold("eth0:3");
+    let handed_over = holder.acquire("eth0:4").unwrap();
     let mut leaks = Leaks::snapshot(&world).unwrap();
     leaks.expect_objects_gone(&world, broker.process().pid()).unwrap();
+    holder.kill();
     assert!(broker.stop().unwrap().success());
     let differences = leaks.differences(&world).unwrap();
     let gone: Vec<&str> = differences
@@ -100,7 +60,9 @@ fn an_orderly_stop_leaves_nothing_though_a_holder_lives_on() {
     for file in [
         "xsk-broker/broker.sock",
         "xsk-broker/control.sock",
+        "xsk-broker/lease-",
         "bpf/xsk-broker/link-",
+        "bpf/xsk-broker/xsks-",
     ] {
         assert!(
             gone.iter().any(|line| line.contains(file)),
@@ -113,8 +75,11 @@ fn an_orderly_stop_leaves_nothing_though_a_holder_lives_on() {
     });
     traffic.expect_at_stack(3, 0..10);
     let audit = broker.audit().unwrap();
-    let ended = audit.iter().find(|line| line["event"] == "ended").unwrap();
-    assert_eq!(ended["reason"], "stopped");
+    for lease in [lease, handed_over] {
+        let ended = |line: &&serde_json::Value| line["event"] == "ended" && line["lease"] == lease;
+        let ended = audit.iter().find(ended).unwrap();
+        assert_eq!(ended["reason"], "holder-exited");
+    }
     assert_eq!(audit.last().unwrap()["event"], "stopped");
 }
 

@@ -10,7 +10,6 @@ use e2e::netlink::LinkState;
 use e2e::queue_program::QueueProgram;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
-use serde_json::json;
 use xsk_client::wire::XdpMode;
 
 use crate::lease_scene::{
@@ -191,8 +190,11 @@ fn the_program_stays_for_the_next_grant_and_goes_with_the_broker() {
     holder.close(lease);
     wait_until("the lease is gone", || leases(&broker).is_empty());
     assert_eq!(xdp_of(&world, "eth0"), program);
-    holder.hold("eth0:4");
+    let lease = holder.hold("eth0:4");
     assert_eq!(xdp_of(&world, "eth0"), program);
+    holder.release(lease);
+    holder.close(lease);
+    wait_until("the lease is gone", || leases(&broker).is_empty());
     broker.stop().unwrap();
     assert_eq!(xdp_of(&world, "eth0"), None);
 }
@@ -221,14 +223,17 @@ fn xdp_runs_where_the_policy_says() {
     holder.hold("lo:0");
     let modes: Vec<XdpMode> = leases(&broker).iter().map(|lease| lease.xdp).collect();
     assert_eq!(modes, [XdpMode::Generic, XdpMode::Native, XdpMode::Generic]);
-    broker.stop().unwrap();
-
+    // A program that nobody needs is not taken over where the policy wants another one.
+    broker.kill().unwrap();
+    drop(holder);
     broker.write_policy(&text("native")).unwrap();
     broker.restart().unwrap();
-    let failure = holder
-        .ask(&Order::Reconnect)
-        .and_then(|_| holder.acquire("lo:0").map(|id| json!(id)));
-    let failure = failure.unwrap_err();
+    wait_until("the leases are gone", || leases(&broker).is_empty());
+    broker.kill().unwrap();
+    broker.restart().unwrap();
+    assert_eq!(xdp_of(&world, "lo"), None);
+    let mut holder = Puppet::start(&world, Side::Host, &alice.user());
+    let failure = holder.acquire("lo:0").unwrap_err();
     assert_eq!(failure.kind, "DeviceUnavailable");
     assert!(
         failure.text.contains("takes no native XDP program"),

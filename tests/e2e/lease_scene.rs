@@ -18,6 +18,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// For what should not happen.
 pub(crate) const SILENCE: Duration = Duration::from_millis(150);
 
+/// The number of a datagram that says: this was the last one. It is not counted.
+pub(crate) const END: u64 = u64::MAX;
+
 /// UDP to this port and the seven above is for queues 0 to 7.
 const FIRST_PORT: u16 = 7000;
 const QUEUES: u32 = 8;

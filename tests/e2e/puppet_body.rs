@@ -16,7 +16,7 @@ use xsk_client::sys::{self, BindFlags, Mapping, Prefault};
 use xsk_client::wire::{Acquired, RingSizes, SocketKind};
 use xsk_client::{BindOptions, Broker, CallError, Error, Grant, ProcessId, Request, Umem, UmemOptions, Xsk};
 
-use crate::lease_scene::read_frame;
+use crate::lease_scene::{END, read_frame};
 use crate::puppet::{Failure, Introduction, Order, Seen};
 
 /// A body: takes its strings at the path that it is given, and ends when they are cut.
@@ -238,12 +238,14 @@ fn take(xsk: &mut Xsk, wanted: u64, idle_ms: u64, then: Then) -> Result<Seen, Fa
     let mut seen = Seen::default();
     let mut known = HashSet::new();
     let mut count = 0;
-    while count < wanted {
+    let mut ended = false;
+    while count < wanted && !ended {
         let mut batch = xsk.receive(64)?;
         let mut came = 0;
         while let Some(mut frame) = batch.next_frame() {
             came += 1;
             match read_frame(&frame) {
+                Some((_, END)) => ended = true,
                 Some(tag) if known.insert(tag) => *seen.frames.entry(tag.0).or_default() += 1,
                 Some(_) => seen.doubled += 1,
                 None => seen.strange += 1,

@@ -25,7 +25,8 @@ fn its_own_sockets_and_other_devices_are_out_of_reach() {
             granted.prepare();
             for index in scene.others {
                 for queue in [0, ROGUES] {
-                    assert_eq!(granted.bind(index, queue), Err(Errno::INVAL), "ifindex {index}");
+                    let refused = Err(scene.refusal(Errno::INVAL));
+                    assert_eq!(granted.bind(index, queue), refused, "ifindex {index}");
                 }
                 // Nor by lifting the confinement first.
                 assert_eq!(
@@ -47,11 +48,8 @@ fn its_own_sockets_and_other_devices_are_out_of_reach() {
             }
             // No such queue, and none at all.
             for queue in [8, u32::MAX] {
-                assert_eq!(
-                    granted.bind(scene.index, queue),
-                    Err(Errno::INVAL),
-                    "queue {queue}"
-                );
+                let refused = Err(scene.refusal(Errno::INVAL));
+                assert_eq!(granted.bind(scene.index, queue), refused, "queue {queue}");
             }
             // All of that left it as good as before for its own.
             granted.bind(scene.index, ROGUES).unwrap();
@@ -69,17 +67,12 @@ fn rings_and_memory_are_made_once() {
             let refused = |granted: &Granted, expected: Errno| {
                 for ring in Ring::ALL {
                     for entries in [1, 64, 4096, 1 << 20, 1 << 31] {
-                        assert_eq!(
-                            errno(sys::create_ring(&granted.socket, ring, entries)),
-                            Err(expected),
-                            "{ring} ring of {entries}"
-                        );
+                        let made = errno(sys::create_ring(&granted.socket, ring, entries));
+                        scene.assert_refused(made, expected, &format!("{ring} ring of {entries}"));
                     }
                 }
-                assert_eq!(
-                    errno(sys::register_umem(&granted.socket, &memory(1), 4096, 0)),
-                    Err(Errno::BUSY)
-                );
+                let registered = errno(sys::register_umem(&granted.socket, &memory(1), 4096, 0));
+                scene.assert_refused(registered, Errno::BUSY, "other memory");
             };
             refused(&granted, Errno::INVAL);
             granted.bind(scene.index, ROGUES).unwrap();
@@ -90,8 +83,12 @@ fn rings_and_memory_are_made_once() {
                     .into_iter()
                     .zip([Errno::BUSY, Errno::BUSY, Errno::INVAL])
             {
-                assert_eq!(granted.bind(index, queue), Err(expected), "a second bind");
-                assert_eq!(granted.bind_shared(index, queue, &granted), Err(expected));
+                scene.assert_refused(granted.bind(index, queue), expected, "a second bind");
+                scene.assert_refused(
+                    granted.bind_shared(index, queue, &granted),
+                    expected,
+                    "a shared bind",
+                );
             }
             granted.broker.activate(granted.lease).unwrap();
         });
@@ -107,7 +104,7 @@ fn a_bare_sockets_rings_are_its_holders_choice() {
             let granted = scene.acquire();
             let expected = match scene.kind {
                 SocketKind::Bare => Ok(()),
-                SocketKind::Prepared | SocketKind::Bound => Err(Errno::INVAL),
+                SocketKind::Prepared | SocketKind::Bound => Err(scene.refusal(Errno::INVAL)),
             };
             for ring in Ring::ALL {
                 // 16 times what the rule's `ring-entries` gives.
@@ -115,7 +112,7 @@ fn a_bare_sockets_rings_are_its_holders_choice() {
                 assert_eq!(made, expected, "{ring} ring");
             }
             let again = errno(sys::create_ring(&granted.socket, Ring::Rx, 64));
-            assert_eq!(again, Err(Errno::INVAL));
+            scene.assert_refused(again, Errno::INVAL, "a ring once more");
         });
     });
 }
@@ -154,9 +151,11 @@ fn a_shared_umem_leads_to_no_other_queue() {
             let mut second = scene.acquire_queue(SPARE);
             second.make_rings();
             for index in scene.others {
-                assert_eq!(second.bind_shared(index, SPARE, &first), Err(Errno::INVAL));
+                let refused = second.bind_shared(index, SPARE, &first);
+                assert_eq!(refused, Err(scene.refusal(Errno::INVAL)), "ifindex {index}");
             }
-            assert_eq!(second.bind_shared(scene.index, 8, &first), Err(Errno::INVAL));
+            let no_such_queue = second.bind_shared(scene.index, 8, &first);
+            assert_eq!(no_such_queue, Err(scene.refusal(Errno::INVAL)));
             if scene.lock == "none" {
                 // As by any other bind: it gets no packet, and loses the lease.
                 second.bind_shared(scene.index, 5, &first).unwrap();
@@ -170,11 +169,18 @@ fn a_shared_umem_leads_to_no_other_queue() {
             for queue in (0..8).filter(|queue| ![ROGUES, SPARE].contains(queue)) {
                 assert_eq!(
                     second.bind_shared(scene.index, queue, &first),
-                    Err(Errno::BUSY),
+                    Err(scene.refusal(Errno::BUSY)),
                     "queue {queue}"
                 );
             }
-            second.bind_shared(scene.index, SPARE, &first).unwrap();
+            if scene.lock == "lsm" {
+                // Another lease's memory is not for this one, be it its own holder's.
+                assert_eq!(second.bind_shared(scene.index, SPARE, &first), Err(Errno::PERM));
+                second.prepare_memory();
+                second.bind(scene.index, SPARE).unwrap();
+            } else {
+                second.bind_shared(scene.index, SPARE, &first).unwrap();
+            }
             second.broker.activate(second.lease).unwrap();
         });
     });
@@ -190,11 +196,8 @@ fn what_is_bound_elsewhere_gets_no_packet_and_loses_the_lease() {
             if scene.lock != "none" {
                 // It does not come to that.
                 for queue in (0..8).filter(|queue| *queue != ROGUES) {
-                    assert_eq!(
-                        granted.bind(scene.index, queue),
-                        Err(Errno::BUSY),
-                        "queue {queue}"
-                    );
+                    let refused = Err(scene.refusal(Errno::BUSY));
+                    assert_eq!(granted.bind(scene.index, queue), refused, "queue {queue}");
                 }
                 granted.bind(scene.index, ROGUES).unwrap();
                 granted.broker.activate(granted.lease).unwrap();
@@ -243,7 +246,8 @@ fn a_queue_that_is_bound_cannot_be_bound_again() {
             let mut granted = scene.acquire();
             granted.prepare();
             for _ in 0..200 {
-                assert_eq!(granted.bind(scene.index, VICTIMS), Err(Errno::BUSY));
+                let refused = Err(scene.refusal(Errno::BUSY));
+                assert_eq!(granted.bind(scene.index, VICTIMS), refused);
             }
         });
         scene.traffic.send_all(VICTIMS, 0..100);

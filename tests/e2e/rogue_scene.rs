@@ -2,7 +2,8 @@
 //! socket by the rogue's own hand. A rogue is a thread of an ordinary uid without a capability.
 //!
 //! Tests run for every kind whose holder binds ([`UNBOUND`]) under every queue lock that is to be had here; what only a
-//! lock stops is for the tests of that lock.
+//! lock stops is for the tests of that lock. Under `lsm` it is the programs that refuse (EPERM) what else the kernel would
+//! ([`Scene::refusal`]).
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
@@ -46,7 +47,14 @@ pub(crate) struct Scene<'w> {
 
 /// Runs a test for every kind that is handed over unbound, under every lock.
 pub(crate) fn for_each(test: impl Fn(&Scene<'_>)) {
-    for lock in LOCKS {
+    let lsm = match e2e::lsm::is_in_force() {
+        Ok(()) => Some("lsm"),
+        Err(skip) => {
+            println!("not under queue-lock lsm: {skip:?}");
+            None
+        }
+    };
+    for lock in LOCKS.into_iter().chain(lsm) {
         for kind in UNBOUND {
             println!("kind {kind}, queue-lock {lock}");
             let world = World::builder().peers(2).build().unwrap();
@@ -82,6 +90,21 @@ impl<'w> Scene<'w> {
     /// Does something as the rogue.
     pub(crate) fn as_rogue<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         self.world.run_as(Side::Host, &self.rogue.user(), act).unwrap()
+    }
+
+    /// What the rogue is told that asks for what it was not granted, and without the LSM would be told that by AF_XDP.
+    pub(crate) fn refusal(&self, without: Errno) -> Errno {
+        match self.lock {
+            "lsm" => Errno::PERM,
+            _ => without,
+        }
+    }
+
+    /// That something is refused by AF_XDP; under the LSM by that or by the lock, which lets who was granted a bare socket
+    /// make rings, until the broker has seen it bound.
+    pub(crate) fn assert_refused(&self, result: Result<(), Errno>, by_xdp: Errno, what: &str) {
+        let either = [Err(by_xdp), Err(self.refusal(by_xdp))];
+        assert!(either.contains(&result), "{what}: {result:?}, not {either:?}");
     }
 
     /// Has the rogue acquire its queue, by a process of its own.
@@ -129,12 +152,17 @@ impl Granted {
         }
     }
 
-    /// The same, and registers a umem: all that a bind needs.
-    pub(crate) fn prepare(&mut self) {
-        self.make_rings();
+    /// Registers a umem.
+    pub(crate) fn prepare_memory(&mut self) {
         let memory = memory(CHUNKS);
         sys::register_umem(&self.socket, &memory, CHUNK_BYTES, 0).unwrap();
         self.memory = Some(memory);
+    }
+
+    /// Does both: all that a bind needs.
+    pub(crate) fn prepare(&mut self) {
+        self.make_rings();
+        self.prepare_memory();
     }
 
     /// Binds it over the umem of another one that is bound.

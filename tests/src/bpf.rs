@@ -122,6 +122,16 @@ pub fn insert_socket(map: &OwnedFd, key: u32, socket: impl AsFd) -> io::Result<(
     attr.call(BPF_MAP_UPDATE_ELEM).map(drop)
 }
 
+/// The same, unless the slot is filled: `EEXIST`.
+pub fn insert_new_socket(map: &OwnedFd, key: u32, socket: impl AsFd) -> io::Result<()> {
+    const BPF_NOEXIST: u32 = 1;
+    let value = socket.as_fd().as_raw_fd();
+    let mut attr = Attr::element(map, &key);
+    attr.pointer(16, (&raw const value).cast());
+    attr.u32(24, BPF_NOEXIST);
+    attr.call(BPF_MAP_UPDATE_ELEM).map(drop)
+}
+
 /// Empties a slot.
 pub fn delete(map: &OwnedFd, key: u32) -> io::Result<()> {
     Attr::element(map, &key).call(BPF_MAP_DELETE_ELEM).map(drop)
@@ -210,6 +220,24 @@ pub fn pin(object: &OwnedFd, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Opens what is pinned there.
+pub fn open_pinned(path: &Path) -> Result<OwnedFd> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Attr::new();
+    attr.pointer(0, name.as_ptr().cast());
+    attr.new_fd(BPF_OBJ_GET)
+        .with_context(|| format!("opening {}", path.display()))
+}
+
+/// Has a link run another program.
+pub fn update_link(link: &OwnedFd, program: &OwnedFd) -> io::Result<()> {
+    let mut attr = Attr::new();
+    attr.fd(0, link);
+    attr.fd(4, program);
+    attr.call(BPF_LINK_UPDATE).map(drop)
+}
+
 /// Whether an object of this id exists.
 pub fn exists(kind: Kind, id: u32) -> Result<bool> {
     let mut attr = Attr::new();
@@ -234,11 +262,13 @@ const BPF_MAP_UPDATE_ELEM: i64 = 2;
 const BPF_MAP_DELETE_ELEM: i64 = 3;
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_OBJ_PIN: i64 = 6;
+const BPF_OBJ_GET: i64 = 7;
 const BPF_PROG_TEST_RUN: i64 = 10;
 const BPF_PROG_GET_FD_BY_ID: i64 = 13;
 const BPF_MAP_GET_FD_BY_ID: i64 = 14;
 const BPF_RAW_TRACEPOINT_OPEN: i64 = 17;
 const BPF_LINK_CREATE: i64 = 28;
+const BPF_LINK_UPDATE: i64 = 29;
 const BPF_LINK_GET_FD_BY_ID: i64 = 30;
 
 /// `union bpf_attr`. Private, so that every pointer in it is put there by a function above, which keeps what it

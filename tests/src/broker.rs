@@ -64,7 +64,7 @@ impl Paths {
 }
 
 /// A broker to be started.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct BrokerBuilder {
     paths: Paths,
     arguments: Vec<String>,
@@ -259,7 +259,17 @@ impl<'w> BrokerProcess<'w> {
         self.wait_until_it_answers()
     }
 
-    fn wait_until_it_answers(&mut self) -> Result<()> {
+    /// The same with a variable of its environment for this one time, and without waiting: for one that is expected to end.
+    pub fn relaunch_with(&mut self, name: &str, value: &str) -> Result<()> {
+        ensure!(!self.process.is_running()?, "the broker still runs");
+        let mut builder = self.builder.clone();
+        builder.environment.push((name.to_owned(), value.to_owned()));
+        self.process = spawn(self.world, &builder, &self.uid)?;
+        Ok(())
+    }
+
+    /// Waits until it answers.
+    pub fn wait_until_it_answers(&mut self) -> Result<()> {
         let deadline = Instant::now() + stretched(PATIENCE);
         loop {
             let Err(error) = ask_for_info(&self.socket()) else {

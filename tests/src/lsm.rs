@@ -3,12 +3,15 @@
 //! and attaches all the same, and nobody asks it.
 
 use std::fs;
+use std::io;
+use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
 
 use crate::bpf;
 use crate::instructions::{Assembler, R0, call, exit, mov_value};
+use crate::skip::Skip;
 
 /// The kernel's own types.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -42,6 +45,18 @@ impl RefusesBinds {
         let program = bpf::load_lsm("refuses_binds", &program, hook)?;
         let link = bpf::attach_lsm(&program).context("attaching the LSM program")?;
         Ok(Self { _link: link })
+    }
+}
+
+/// Whether the kernel asks such programs, shown by one that refuses; why not, where it does not.
+pub fn is_in_force() -> Result<(), Skip> {
+    let lacks = |answer: String| Skip::KernelLacks {
+        probe: format!("a BPF LSM program that refuses a bind: {answer}"),
+    };
+    let _program = RefusesBinds::of_this_thread().map_err(|error| lacks(format!("{error:#}")))?;
+    match UdpSocket::bind("127.0.0.1:0") {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => Err(lacks(format!("{other:?}"))),
     }
 }
 

@@ -219,8 +219,8 @@ fn print_rule(rule: &Rule, out: &mut dyn Write) -> io::Result<()> {
         )?,
         ZeroCopy::Forbidden => writeln!(
             out,
-            "  zero-copy forbidden: with queue-lock none this is refused on a device whose driver has zero-copy, since\n    \
-             nothing keeps a holder that binds by itself from it"
+            "  zero-copy forbidden: on a device whose driver has zero-copy this is refused for sockets that their holder\n    \
+             binds, unless the queue lock is lsm: nothing else keeps the holder from it"
         )?,
     }
     if allowance.sockets.contains(&SocketKind::Bound) {
@@ -339,7 +339,7 @@ A request is granted if one allow rule covers all of it, and no deny rule touche
             ),
             (
                 "forbidden",
-                "zero-copy forbidden: with queue-lock none this is refused on a device",
+                "zero-copy forbidden: on a device whose driver has zero-copy this is refused",
             ),
         ] {
             let text = GOOD.replace("insert = \"at-grant\"", &format!("zero-copy = \"{word}\""));

@@ -15,10 +15,12 @@ use crate::audit::{Audit, Event, Line};
 use crate::charge::Accounts;
 use crate::engine::{self, Parts};
 use crate::error::chain;
+use crate::heritage::Heritage;
+use crate::journal::Journal;
 use crate::kernel::link_events::LinkEvents;
 use crate::kernel::pins::PinDirectory;
-use crate::kernel::queue_lock::{self, Scratch, Taints};
-use crate::policy::{Origin, Strictness};
+use crate::kernel::queue_lock::{self, Lsm, Scratch, Taints};
+use crate::policy::{Origin, Policy, Strictness};
 use crate::privileges::{self, Account};
 use crate::reload::PolicySource;
 use crate::report::Scope;
@@ -31,8 +33,8 @@ use crate::server::{self, Listener};
 ///
 /// SIGHUP and `xsk-broker reload` have it read its policy anew, with the same files: they have to be readable for its user.
 ///
-/// SIGTERM and SIGINT end it in order: leases end, XDP programs are detached. After a crash holders go on receiving,
-/// until the next broker starts and takes down what was left.
+/// SIGTERM and SIGINT end it and leave what is held: holders go on receiving, as after a crash, and the next broker takes
+/// their leases over. `xsk-broker purge` takes down what is left.
 ///
 /// Example: xsk-broker serve --policy /etc/xsk-broker/policy.toml --user xsk-broker
 #[derive(Debug, clap::Args)]
@@ -137,17 +139,13 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     // 3. One broker for each run directory.
     make_run_dir(&args.run_dir, account)?;
     let lock = lock(&args.run_dir)?;
-    let locks = queue_lock_parts(&args.run_dir)?;
 
-    // 4. The private directory in bpffs; a broker that crashed may have left its links there.
+    // 4. The private directory in bpffs, and what a broker before this one has left there and in the run directory.
     let pins = PinDirectory::create(&args.bpf_dir, account)?;
-    for name in pins.remove_leftovers()? {
-        tracing::warn!(
-            name,
-            "took down what a broker that crashed had left in {}",
-            args.bpf_dir.display()
-        );
-    }
+    let owners = [0, account.uid];
+    let heritage = Heritage::find(&args.run_dir, Some(&pins), &loaded.policy, &owners)?;
+    let journal = Journal::open(&args.run_dir)?;
+    let locks = queue_lock_parts(&loaded.policy, &args.run_dir, &pins)?;
 
     // 5. The sockets, with their final modes, and the kernel's news of devices.
     let socket = args
@@ -213,6 +211,8 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         accounts: accounts.clone(),
         audit,
         pins,
+        journal,
+        heritage,
         locks,
     };
     let engine = engine::start(parts)?;
@@ -227,10 +227,21 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
 }
 
 /// What queue locks take that only root can make: a policy that is read later may want them.
-fn queue_lock_parts(run_dir: &Path) -> anyhow::Result<queue_lock::Parts> {
+fn queue_lock_parts(
+    policy: &Policy,
+    run_dir: &Path,
+    pins: &PinDirectory,
+) -> anyhow::Result<queue_lock::Parts> {
     let scratch = Scratch::create()?.map_err(|failure| chain(&failure));
     let taints = Taints::read(run_dir)?;
-    Ok(queue_lock::Parts { scratch, taints })
+    let directory = || pins.duplicate().context("cannot duplicate an fd");
+    // Every bind and every socket option of the machine asks it: only where it is wanted, or confines what a broker before
+    // this has handed out.
+    let lsm = match policy.wants_lsm() || queue_lock::is_left_in(directory()?)? {
+        true => Lsm::load(directory()?).map_err(|reason| chain(&reason)),
+        false => Err("the policy wanted no such lock when the broker was started: restart it".to_owned()),
+    };
+    Ok(queue_lock::Parts { scratch, taints, lsm })
 }
 
 /// The account to end as, by name or number.

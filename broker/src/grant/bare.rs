@@ -13,7 +13,7 @@ use crate::lease::{Lease, LeaseId, Reservation};
 
 /// Fills the slots of a lease whose sockets are all bound by now, or sets the time at which to look again.
 pub fn look(engine: &mut Engine, id: LeaseId, now: Instant) {
-    let error = match super::fill_slots(engine, id) {
+    let error = match super::activate::fill_slots(engine, id) {
         Ok(_) => return,
         Err(error) => error,
     };

@@ -14,6 +14,7 @@ use crate::device::Device;
 use crate::end;
 use crate::engine::{Engine, EngineHandle};
 use crate::error::{Error, Failure};
+use crate::fail_point;
 use crate::identity::Peer;
 use crate::kernel::queue_lock::QueueLocks;
 use crate::kernel::umem::{MakeError, RegisterError, Umem};
@@ -88,12 +89,12 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
         lease.sockets.push(leased);
     }
     lease.umem = None;
+    fail_point::pass("bind: bound");
+    lease.write_down()?;
+    fail_point::pass("bind: written down");
 
-    let fds = lease
-        .sockets
-        .iter()
-        .map(|leased| leased.socket.duplicate())
-        .collect::<Result<Vec<_>, _>>()?;
+    let sockets = lease.sockets.iter().filter_map(|leased| leased.socket.as_ref());
+    let fds = sockets.map(Xsk::duplicate).collect::<Result<Vec<_>, _>>()?;
     engine.audit.write(&Line::new(Event::Bound).lease(lease));
     Ok(HandOver {
         reply: HandOverReply::Bound(reply(lease)),
@@ -110,8 +111,9 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
 fn bound_socket(lease: &Lease, queue: u32, locks: &QueueLocks) -> Result<Xsk, Error> {
     let device = lease.device();
     let socket = Xsk::new(lease.reservation(), queue).map_err(|failure| of_device(&device.name, failure))?;
-    let bound = match (lease.sockets.first(), &lease.umem) {
-        (Some(first), _) => socket.bind_shared(device.index, &first.socket),
+    let first = lease.sockets.first().and_then(|leased| leased.socket.as_ref());
+    let bound = match (first, &lease.umem) {
+        (Some(first), _) => socket.bind_shared(device.index, first),
         (None, Some(umem)) => {
             umem.register(&socket).map_err(|error| match error {
                 RegisterError::NotPopulated { bytes } => not_populated(lease, umem, bytes).into(),
@@ -137,12 +139,12 @@ fn socket_of(lease: &Lease, socket: Xsk) -> Result<LeasedSocket, Error> {
         Insert::AtGrant | Insert::WhenBound => None,
     };
     let mode = Some(socket.mode()?);
-    Ok(LeasedSocket { slot, socket, mode })
+    Ok(LeasedSocket::new(socket, slot, mode))
 }
 
 fn reply(lease: &Lease) -> BindReply {
     let sockets = (0..).zip(&lease.sockets).map(|(index, leased)| BoundSocket {
-        queue: leased.socket.queue(),
+        queue: leased.queue,
         mode: leased.mode.unwrap_or(BindMode::Copy),
         socket_file_descriptor: index,
     });

@@ -2,6 +2,7 @@
 
 use xsk_client::wire::{BrokerError, InterfaceName};
 
+use crate::audit::Event;
 use crate::device::Device;
 use crate::error::{Error, Failure};
 use crate::kernel::queue_lock::{NotNow, QueueLocks, Unconfined};
@@ -18,6 +19,18 @@ pub(super) fn no_such_queue(device: &Device, queue: u32) -> BrokerError {
         interface: name.clone(),
         queue,
         queues: device.rx_queues,
+        message,
+    }
+}
+
+pub(super) fn beyond_map(reservation: &Reservation, queue: u32, queues: u32) -> BrokerError {
+    let name = &reservation.device().name;
+    let message = format!(
+        "queue {queue} of {name} is beyond the map of the XDP program that runs there, which was attached by another broker \
+         for {queues} queues and goes on for its leases; when they have ended, `xsk-broker serve` after a stop attaches anew"
+    );
+    BrokerError::DeviceUnavailable {
+        interface: name.clone(),
         message,
     }
 }
@@ -167,6 +180,14 @@ pub(super) fn unconfined(reservation: &Reservation, reason: Unconfined) -> Error
             }
             .into()
         }
+    }
+}
+
+/// What an error of a request is called in the audit log.
+pub(super) fn event_of(error: &Error) -> Event {
+    match error {
+        Error::Refused(_) => Event::Refused,
+        Error::Failed(_) => Event::Failed,
     }
 }
 

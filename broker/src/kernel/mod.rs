@@ -10,6 +10,7 @@ pub mod multi_buffer;
 pub mod namespace;
 pub mod netlink;
 pub mod peer;
+pub mod pinned;
 pub mod pins;
 pub mod queue_lock;
 pub mod queue_probe;

@@ -1,7 +1,7 @@
-//! The private directory in bpffs where the links of our XDP programs are pinned.
+//! The private directory in bpffs where our XDP programs are pinned: for each device its link, its program and both maps.
 //!
-//! A pinned link outlives the broker's process: if the broker crashes, holders go on receiving. In this version the
-//! next broker takes such links down when it starts; a later one will adopt them. An orderly stop leaves none.
+//! What is pinned outlives the broker's process: holders go on receiving, and the next broker takes over what it finds
+//! (`pinned.rs`). The link is pinned last and removed first, so that where there is one the rest is there too.
 //!
 //! The directory is 0700 and the broker's uid owns it. Its fd is taken while the process is root, and every path
 //! goes through that fd: the way there may be closed to the uid that the daemon ends as (F40).
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags, open, unlinkat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, open, renameat, unlinkat};
 
 use super::netlink::link_of;
 use crate::error::Failure;
@@ -23,8 +23,54 @@ use crate::privileges::Account;
 /// BPF_FS_MAGIC, include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: rustix::fs::FsWord = 0xcafe_4a11;
 
-/// What the names of pinned links begin with; the device's index follows. bpffs takes no dots.
-const LINK: &str = "link-";
+/// What is pinned for a device. Names are these with the device's index; bpffs takes no dots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pinned {
+    /// The link that attaches the program.
+    Link,
+    /// The program.
+    Program,
+    /// The program that is about to take its place.
+    NewProgram,
+    /// The map of sockets.
+    Sockets,
+    /// The map of counters.
+    Counters,
+}
+
+impl Pinned {
+    /// All of them, in the order in which they are removed.
+    pub const ALL: [Self; 5] = [
+        Self::Link,
+        Self::NewProgram,
+        Self::Program,
+        Self::Sockets,
+        Self::Counters,
+    ];
+
+    /// The name for a device.
+    pub fn name(self, index: u32) -> String {
+        format!("{}{index}", self.beginning())
+    }
+
+    /// What a name says; `None`: it is none of ours.
+    pub fn parse(name: &str) -> Option<(Self, u32)> {
+        Self::ALL.iter().find_map(|pinned| {
+            let index = name.strip_prefix(pinned.beginning())?.parse().ok()?;
+            (pinned.name(index) == name).then_some((*pinned, index))
+        })
+    }
+
+    const fn beginning(self) -> &'static str {
+        match self {
+            Self::Link => "link-",
+            Self::Program => "program-",
+            Self::NewProgram => "new-program-",
+            Self::Sockets => "xsks-",
+            Self::Counters => "counters-",
+        }
+    }
+}
 
 /// The open directory.
 #[derive(Debug)]
@@ -97,30 +143,93 @@ impl PinDirectory {
             rustix::fs::Gid::from_raw(account.gid),
         );
         rustix::fs::fchown(&self.directory, Some(uid), Some(gid)).map_err(failed)?;
-        rustix::fs::fchmod(&self.directory, Mode::RWXU).map_err(failed)
+        rustix::fs::fchmod(&self.directory, Mode::RWXU).map_err(failed)?;
+        // What is pinned there by root would be closed to the account.
+        for name in self.names()?.iter().filter(|name| Pinned::parse(name).is_some()) {
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::chownat(&self.directory, name, Some(uid), Some(gid), flags).map_err(failed)?;
+        }
+        Ok(())
     }
 
-    /// Removes what a broker that crashed has left, and says what it was. Its XDP programs are detached by this.
+    /// Opens one that is there. `None`: there is none.
     ///
     /// # Errors
     ///
-    /// What readdir and unlink say.
-    pub fn remove_leftovers(&self) -> Result<Vec<String>, Failure> {
-        let failed = |call, source: io::Error| Failure::kernel(call, self.path.display(), source);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.path).map_err(|source| failed("readdir", source))? {
-            let name = entry.map_err(|source| failed("readdir", source))?.file_name();
-            let name = name.to_string_lossy().into_owned();
-            self.remove(&name).map_err(|source| failed("unlink", source))?;
-            names.push(name);
+    /// [`PinDirectoryError`].
+    pub fn open(path: &Path) -> Result<Option<Self>, PinDirectoryError> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+        let failed = |call, errno: rustix::io::Errno| Failure::kernel(call, path.display(), errno);
+        let directory = match open(path, flags, Mode::empty()) {
+            Ok(directory) => directory,
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(failed("open", errno).into()),
+        };
+        let file_system = rustix::fs::fstatfs(&directory).map_err(|errno| failed("fstatfs", errno))?;
+        match file_system.f_type == BPF_FS_MAGIC {
+            true => Ok(Some(Self {
+                directory,
+                path: path.to_owned(),
+            })),
+            false => Err(PinDirectoryError::NoBpffs(path.to_owned())),
         }
-        for index in names
-            .iter()
-            .filter_map(|name| name.strip_prefix(LINK)?.parse().ok())
-        {
+    }
+
+    /// The names in it, sorted.
+    ///
+    /// # Errors
+    ///
+    /// What getdents(2) says.
+    pub fn names(&self) -> Result<Vec<String>, Failure> {
+        let failed = |errno| Failure::kernel("readdir", self.path.display(), errno);
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.directory).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Takes down what is pinned for a device: its program is detached by this, unless another fd holds the link.
+    ///
+    /// # Errors
+    ///
+    /// What unlink(2) says.
+    pub fn take_down(&self, index: u32) -> Result<(), Failure> {
+        let mut had_link = false;
+        for pinned in Pinned::ALL {
+            match self.remove(&pinned.name(index)) {
+                Ok(()) => had_link |= pinned == Pinned::Link,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Failure::kernel("unlink", self.path.display(), error)),
+            }
+        }
+        if had_link {
             wait_until_detached(index);
         }
-        Ok(names)
+        Ok(())
+    }
+
+    /// Whether anything is pinned for a device.
+    ///
+    /// # Errors
+    ///
+    /// What getdents(2) says.
+    pub fn has(&self, index: u32) -> Result<bool, Failure> {
+        let of_device = |name: &String| Pinned::parse(name).is_some_and(|(_, it)| it == index);
+        Ok(self.names()?.iter().any(of_device))
+    }
+
+    /// Another fd of the directory.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.directory.try_clone()
     }
 
     /// Where to pin something under this name, as this process may reach it.
@@ -128,12 +237,27 @@ impl PinDirectory {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()))
     }
 
-    /// The name under which the link to a device's program is pinned.
-    pub fn link_name(index: u32) -> String {
-        format!("{LINK}{index}")
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    fn remove(&self, name: &str) -> io::Result<()> {
+    /// Gives what is pinned under a name another one, in place of what was pinned there.
+    ///
+    /// # Errors
+    ///
+    /// What rename(2) says.
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), Failure> {
+        renameat(&self.directory, from, &self.directory, to)
+            .map_err(|errno| Failure::kernel("rename", self.path.join(from).display(), errno))
+    }
+
+    /// Removes a name.
+    ///
+    /// # Errors
+    ///
+    /// What unlink(2) says.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
         Ok(unlinkat(&self.directory, name, AtFlags::empty())?)
     }
 }
@@ -152,27 +276,63 @@ fn wait_until_detached(index: u32) {
     }
 }
 
-/// A name in the directory, removed when dropped.
+/// What is pinned for one device, removed when dropped.
 #[derive(Debug)]
-pub struct Pin {
+pub struct Pins {
     directory: Rc<PinDirectory>,
-    name: String,
+    index: u32,
 }
 
-impl Pin {
-    /// Takes care of what was just pinned under this name.
-    pub fn new(directory: &Rc<PinDirectory>, name: String) -> Self {
+impl Pins {
+    /// Takes care of what is about to be pinned for a device, or is already.
+    pub fn of(directory: &Rc<PinDirectory>, index: u32) -> Self {
         Self {
             directory: Rc::clone(directory),
-            name,
+            index,
         }
+    }
+
+    /// Where something is pinned, as this process may reach it.
+    pub fn path(&self, pinned: Pinned) -> PathBuf {
+        self.directory.path_for(&pinned.name(self.index))
+    }
+
+    /// Removes what a broker had pinned that was killed before it could put it in place.
+    ///
+    /// # Errors
+    ///
+    /// What unlink(2) says.
+    pub fn discard_new_program(&self) -> Result<(), Failure> {
+        let name = Pinned::NewProgram.name(self.index);
+        match self.directory.remove(&name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::kernel(
+                "unlink",
+                self.directory.path.join(name).display(),
+                error,
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The new program is the program now.
+    ///
+    /// # Errors
+    ///
+    /// What rename(2) says.
+    pub fn settle_program(&self) -> Result<(), Failure> {
+        let [from, to] = [Pinned::NewProgram, Pinned::Program].map(|pinned| pinned.name(self.index));
+        self.directory.rename(&from, &to)
     }
 }
 
-impl Drop for Pin {
+impl Drop for Pins {
     fn drop(&mut self) {
-        if let Err(error) = self.directory.remove(&self.name) {
-            tracing::warn!(name = self.name, %error, "cannot remove a pin");
+        for name in Pinned::ALL.map(|pinned| pinned.name(self.index)) {
+            match self.directory.remove(&name) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::warn!(name, %error, "cannot remove a pin"),
+            }
         }
     }
 }

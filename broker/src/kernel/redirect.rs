@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use aya::maps::{MapData, PerCpuArray, XskMap};
+use aya::maps::{Map, MapData, PerCpuArray, XskMap};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use caps::Capability;
@@ -19,10 +19,12 @@ use xsk_client::wire::{InterfaceName, XdpMode};
 
 use super::bpf_link;
 use super::netlink::Link;
-use super::pins::{Pin, PinDirectory};
+use super::pinned::PinnedProgram;
+use super::pins::{PinDirectory, Pinned, Pins};
 use super::xsk::Xsk;
 use crate::device::Device;
-use crate::error::Failure;
+use crate::error::{Failure, chain};
+use crate::fail_point;
 use crate::lease::Reservation;
 use crate::policy::XdpSetting;
 use crate::privileges;
@@ -35,11 +37,28 @@ struct Attached {
     interface: InterfaceName,
     mode: XdpMode,
     sockets: RefCell<XskMap<MapData>>,
-    /// `redirected` and `passed`, in the order of [`xdp_ebpf::QueueCounters`].
-    counters: PerCpuArray<MapData, [u64; 2]>,
+    /// `redirected` and `passed`, in the order of [`xdp_ebpf::QueueCounters`]. None where a program of another broker
+    /// counts in another way.
+    counters: Option<PerCpuArray<MapData, [u64; 2]>>,
     /// Before the fd of the link: without its file in bpffs, the fd is the last thing that holds the link.
-    _pin: Pin,
+    _pins: Pins,
     _link: OwnedFd,
+}
+
+/// What became of the program that another broker had attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Takeover {
+    /// It is the same as this broker's.
+    Same,
+    /// This broker's runs in its place.
+    Updated {
+        /// What its instructions hashed to.
+        from: u64,
+        /// What this broker's do.
+        to: u64,
+    },
+    /// It goes on, since this broker's would need other maps, or could not be loaded: why.
+    Kept(String),
 }
 
 /// Why the program is not on the device.
@@ -78,9 +97,22 @@ impl Redirect {
             return Err(AttachError::Foreign(Some(program)));
         }
         let setting = reservation.terms().settings().xdp;
+        if pins.has(device.index)? {
+            return Err(AttachError::Failed(xdp_failure(
+                "pin the XDP program",
+                &device.name,
+                "something is pinned for a device of this index, which this broker could not take over: see \
+                 `xsk-broker purge --dry-run`",
+            )));
+        }
+        let pins = Pins::of(pins, device.index);
         let attached = privileges::with(&[Capability::CAP_BPF, Capability::CAP_NET_ADMIN], || {
-            let mut ebpf = load(device)?;
-            let program = program(&mut ebpf, device)?;
+            // The maps are pinned by this.
+            let mut ebpf = load(&device.name, device.max_queues, &pins)?;
+            let program = program(&mut ebpf, &device.name)?;
+            bpf_link::pin(program, &pins.path(Pinned::Program))
+                .map_err(|source| xdp_failure("pin the XDP program", &device.name, source))?;
+            fail_point::pass("attach: maps and program pinned");
             let (link, mode) = match setting {
                 XdpSetting::Native => attach_as(program, device, XdpMode::Native)?,
                 XdpSetting::Generic => attach_as(program, device, XdpMode::Generic)?,
@@ -89,9 +121,79 @@ impl Redirect {
                     other => other?,
                 },
             };
-            Attached::new(ebpf, link, mode, device, pins).map_err(AttachError::Failed)
+            fail_point::pass("attach: attached");
+            Attached::new(ebpf, link, mode, &device.name, pins).map_err(AttachError::Failed)
         })??;
+        fail_point::pass("attach: link pinned");
         Ok(Self(Rc::new(attached)))
+    }
+
+    /// Takes over what another broker has attached and pinned. This broker's program takes its place without a moment in
+    /// which there is none, where it is another one and its maps would be the same.
+    ///
+    /// # Errors
+    ///
+    /// What aya says of the maps, and the kernel of the pins; what was pinned is taken down.
+    pub fn take_over(
+        pinned: PinnedProgram,
+        interface: &InterfaceName,
+        pins: &Rc<PinDirectory>,
+    ) -> Result<(Self, Takeover), Failure> {
+        let pins = Pins::of(pins, pinned.index);
+        match pinned.is_new {
+            true => pins.settle_program()?,
+            false => pins.discard_new_program()?,
+        }
+        let takeover = match pinned.counters_fit {
+            true => update(&pinned, interface, &pins),
+            false => Takeover::Kept(
+                "this broker's program counts in another way, which takes another map".to_owned(),
+            ),
+        };
+        let sockets = Map::from_map_data(pinned.sockets)
+            .and_then(XskMap::try_from)
+            .map_err(|source| xdp_failure("open xsks_map", interface, source))?;
+        let counters = match pinned.counters_fit {
+            true => Some(
+                Map::from_map_data(pinned.counters)
+                    .and_then(PerCpuArray::try_from)
+                    .map_err(|source| xdp_failure("open queue_counters", interface, source))?,
+            ),
+            false => None,
+        };
+        let attached = Attached {
+            interface: interface.clone(),
+            mode: pinned.mode,
+            sockets: RefCell::new(sockets),
+            counters,
+            _pins: pins,
+            _link: pinned.link,
+        };
+        Ok((Self(Rc::new(attached)), takeover))
+    }
+
+    /// How many queues the map has room for.
+    pub fn queues(&self) -> u32 {
+        self.0.sockets.borrow().len()
+    }
+
+    /// Empties every slot that is not to be `kept`.
+    pub fn empty_slots(&self, kept: impl Fn(u32) -> bool) {
+        let mut sockets = self.0.sockets.borrow_mut();
+        for queue in (0..sockets.len()).filter(|queue| !kept(*queue)) {
+            if let Err(error) = sockets.unset(queue) {
+                tracing::debug!(interface = %self.0.interface, queue, %error, "slot was empty");
+            }
+        }
+    }
+
+    /// The slot of a socket that another broker has put there, when its queue had counted so many.
+    pub fn filled_slot(&self, queue: u32, redirected_before: u64) -> Slot {
+        Slot {
+            redirect: self.clone(),
+            queue,
+            redirected_before,
+        }
     }
 
     /// Where the program runs.
@@ -126,9 +228,10 @@ impl Redirect {
 
     /// What the program has counted on a queue since it was attached. All 0 for a queue that it does not know.
     pub fn counters(&self, queue: u32) -> xdp_ebpf::QueueCounters {
-        let cpus = self.0.counters.get(&queue, 0);
+        let cpus = self.0.counters.as_ref().map(|counters| counters.get(&queue, 0));
         let sum = |index: usize| {
             cpus.iter()
+                .flatten()
                 .flat_map(|cpus| cpus.iter())
                 .filter_map(|cpu| cpu.get(index))
                 .sum()
@@ -141,9 +244,7 @@ impl Redirect {
 
     /// Packets passed to the host's stack, over all queues.
     pub fn passed(&self) -> u64 {
-        (0..self.0.counters.len())
-            .map(|queue| self.counters(queue).passed)
-            .sum()
+        (0..self.queues()).map(|queue| self.counters(queue).passed).sum()
     }
 }
 
@@ -152,28 +253,25 @@ impl Attached {
         mut ebpf: Ebpf,
         link: OwnedFd,
         mode: XdpMode,
-        device: &Device,
-        pins: &Rc<PinDirectory>,
+        interface: &InterfaceName,
+        pins: Pins,
     ) -> Result<Self, Failure> {
         let mut map = |name| {
             ebpf.take_map(name)
-                .ok_or_else(|| xdp_failure("find a map in the object", &device.name, name))
+                .ok_or_else(|| xdp_failure("find a map in the object", interface, name))
         };
         let sockets = XskMap::try_from(map(xdp_ebpf::XSKS_MAP)?)
-            .map_err(|source| xdp_failure("open xsks_map", &device.name, source))?;
+            .map_err(|source| xdp_failure("open xsks_map", interface, source))?;
         let counters = PerCpuArray::try_from(map(xdp_ebpf::QUEUE_COUNTERS)?)
-            .map_err(|source| xdp_failure("open queue_counters", &device.name, source))?;
-        let name = PinDirectory::link_name(device.index);
-        bpf_link::pin(link.as_fd(), &pins.path_for(&name))
-            .map_err(|source| xdp_failure("pin the link", &device.name, source))?;
-        let pin = Pin::new(pins, name);
-        let interface = device.name.clone();
+            .map_err(|source| xdp_failure("open queue_counters", interface, source))?;
+        bpf_link::pin(link.as_fd(), &pins.path(Pinned::Link))
+            .map_err(|source| xdp_failure("pin the link", interface, source))?;
         Ok(Self {
-            interface,
+            interface: interface.clone(),
             mode,
             sockets: RefCell::new(sockets),
-            counters,
-            _pin: pin,
+            counters: Some(counters),
+            _pins: pins,
             _link: link,
         })
     }
@@ -197,6 +295,11 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// What its queue had counted when it was filled.
+    pub fn redirected_before(&self) -> u64 {
+        self.redirected_before
+    }
+
     /// Packets handed to the socket since the slot was filled.
     pub fn redirected(&self) -> u64 {
         self.redirect
@@ -219,25 +322,61 @@ impl Drop for Slot {
     }
 }
 
-fn load(device: &Device) -> Result<Ebpf, Failure> {
+/// Loads the maps and the program's text. Maps that are pinned are used as they are, others are made and pinned.
+fn load(interface: &InterfaceName, queues: u32, pins: &Pins) -> Result<Ebpf, Failure> {
     EbpfLoader::new()
-        .map_max_entries(xdp_ebpf::XSKS_MAP, device.max_queues)
-        .map_max_entries(xdp_ebpf::QUEUE_COUNTERS, device.max_queues)
+        .map_max_entries(xdp_ebpf::XSKS_MAP, queues)
+        .map_max_entries(xdp_ebpf::QUEUE_COUNTERS, queues)
+        .map_pin_path(xdp_ebpf::XSKS_MAP, pins.path(Pinned::Sockets))
+        .map_pin_path(xdp_ebpf::QUEUE_COUNTERS, pins.path(Pinned::Counters))
         .load(xdp_ebpf::OBJECT)
-        .map_err(|source| xdp_failure("load the XDP object", &device.name, source))
+        .map_err(|source| xdp_failure("load the XDP object", interface, source))
 }
 
 /// Loads the program; its fd lives as long as the object.
-fn program<'a>(ebpf: &'a mut Ebpf, device: &Device) -> Result<BorrowedFd<'a>, Failure> {
+fn program<'a>(ebpf: &'a mut Ebpf, interface: &InterfaceName) -> Result<BorrowedFd<'a>, Failure> {
     let program = ebpf
         .program_mut(xdp_ebpf::PROGRAM)
-        .ok_or_else(|| xdp_failure("find the program in the object", &device.name, xdp_ebpf::PROGRAM))?;
+        .ok_or_else(|| xdp_failure("find the program in the object", interface, xdp_ebpf::PROGRAM))?;
     let program: &mut Xdp = program
         .try_into()
-        .map_err(|source: ProgramError| xdp_failure("take the XDP program", &device.name, source))?;
-    let failed = |source: ProgramError| xdp_failure("load the XDP program", &device.name, source);
+        .map_err(|source: ProgramError| xdp_failure("take the XDP program", interface, source))?;
+    let failed = |source: ProgramError| xdp_failure("load the XDP program", interface, source);
     program.load().map_err(failed)?;
     Ok(program.fd().map_err(failed)?.as_fd())
+}
+
+/// Puts this broker's program in the place of another one, if it is another one. The one that is there goes on wherever
+/// that fails.
+fn update(pinned: &PinnedProgram, interface: &InterfaceName, pins: &Pins) -> Takeover {
+    let updated = privileges::with(&[Capability::CAP_BPF, Capability::CAP_NET_ADMIN], || {
+        let mut ebpf = load(interface, pinned.queues, pins)?;
+        let new = program(&mut ebpf, interface)?;
+        let tag = tag(new).map_err(|source| xdp_failure("look at the XDP program", interface, source))?;
+        if tag == pinned.info.tag {
+            return Ok(Takeover::Same);
+        }
+        bpf_link::pin(new, &pins.path(Pinned::NewProgram))
+            .map_err(|source| xdp_failure("pin the XDP program", interface, source))?;
+        fail_point::pass("take over: new program pinned");
+        bpf_link::update(pinned.link.as_fd(), pinned.program(), new)
+            .map_err(|source| xdp_failure("update the link", interface, source))?;
+        fail_point::pass("take over: link updated");
+        pins.settle_program()?;
+        Ok(Takeover::Updated {
+            from: pinned.info.tag,
+            to: tag,
+        })
+    });
+    updated
+        .and_then(|updated: Result<_, Failure>| updated)
+        .unwrap_or_else(|failure| Takeover::Kept(chain(&failure)))
+}
+
+fn tag(program: BorrowedFd<'_>) -> io::Result<u64> {
+    let info = bpf_link::program_info(program)?;
+    info.map(|info| info.tag)
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn attach_as(

@@ -12,7 +12,7 @@ impl Leases {
         let lease = self.by_id.get(&holder);
         let state = lease.map(|lease| lease.state);
         let ends = matches!(state, Some(LeaseState::Ending | LeaseState::Lingering));
-        let own = lease.is_some_and(|lease| lease.reservation.requester.subject().uid == peer.subject().uid);
+        let own = lease.is_some_and(|lease| lease.reservation.requester.subject.uid == peer.subject().uid);
         let name = &device.name;
         // Whose it is is nobody else's business.
         let whose = if own {

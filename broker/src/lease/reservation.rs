@@ -8,7 +8,7 @@ use super::hold::Hold;
 use crate::agenda::Due;
 use crate::charge::Charge;
 use crate::device::Device;
-use crate::identity::Peer;
+use crate::identity::{Process, Requester};
 use crate::policy::Terms;
 
 /// Queues taken and charged for. Dropped, it gives both back.
@@ -18,7 +18,8 @@ pub struct Reservation {
     pub(super) id: LeaseId,
     pub(super) terms: Terms,
     pub(super) device: Device,
-    pub(super) requester: Arc<Peer>,
+    pub(super) requester: Requester,
+    pub(super) holder: Arc<Process>,
     pub(super) since: Instant,
     pub(super) due: Due,
     pub(super) _hold: Hold,
@@ -42,7 +43,12 @@ impl Reservation {
     }
 
     /// Who asked and is charged.
-    pub fn requester(&self) -> &Arc<Peer> {
+    pub fn requester(&self) -> &Requester {
         &self.requester
+    }
+
+    /// The process that holds what is made of it, from its beginning: the requester's.
+    pub fn holder(&self) -> &Arc<Process> {
+        &self.holder
     }
 }

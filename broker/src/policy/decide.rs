@@ -27,8 +27,8 @@ pub enum Verdict {
     Refused(Refusal),
 }
 
-/// What was granted, and under which conditions. Only [`Policy::decide`] makes it, and it cannot be copied: who
-/// holds terms was allowed what they say.
+/// What was granted, and under which conditions. Only [`Policy::decide`] makes it, or [`Policy::resume`] of what was
+/// granted before, and it cannot be copied: who holds terms was allowed what they say.
 #[derive(Debug)]
 #[must_use]
 pub struct Terms {
@@ -43,6 +43,25 @@ pub struct Terms {
 }
 
 impl Terms {
+    /// What was granted before. For [`Policy::resume`] alone.
+    pub(super) fn resumed(kept: Resumed) -> Self {
+        Self {
+            rule: kept.rule,
+            request: kept.request,
+            settings: kept.settings,
+            max_queues: None,
+            max_umem_bytes: u64::MAX,
+            activate_within: kept.activate_within,
+            insert: kept.insert,
+            zero_copy: kept.zero_copy,
+        }
+    }
+
+    /// What was asked for.
+    pub(super) fn request(&self) -> &Request {
+        &self.request
+    }
+
     /// The rule that gave them.
     pub fn rule(&self) -> &str {
         &self.rule
@@ -138,6 +157,16 @@ pub struct StillGiven {
     pub zero_copy: ZeroCopy,
     /// Whose processes it may be transferred to by that rule.
     pub transfer_to: Vec<u32>,
+}
+
+/// What terms are resumed from.
+pub(super) struct Resumed {
+    pub(super) rule: String,
+    pub(super) request: Request,
+    pub(super) settings: InterfaceSettings,
+    pub(super) activate_within: Duration,
+    pub(super) insert: Insert,
+    pub(super) zero_copy: ZeroCopy,
 }
 
 impl Policy {

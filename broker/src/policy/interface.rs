@@ -81,6 +81,18 @@ pub struct InterfaceSettings {
     pub uplink: bool,
 }
 
+impl InterfaceSettings {
+    /// Of a device that the policy does not name any more, while a lease of it lives: nothing is granted there.
+    pub(super) fn of_no_section() -> Self {
+        Self {
+            xdp: XdpSetting::default(),
+            reserved: QueueRanges::default(),
+            queue_lock: QueueLockSetting::default(),
+            uplink: false,
+        }
+    }
+}
+
 /// An `[interface.…]` section.
 #[derive(Debug)]
 pub(crate) struct InterfaceSection {

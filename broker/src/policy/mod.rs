@@ -13,6 +13,7 @@ mod diagnostic;
 mod explain;
 mod file;
 mod interface;
+mod kept;
 mod limits;
 mod mistake;
 mod names;
@@ -40,6 +41,7 @@ pub use diagnostic::{Diagnostic, PolicyError, Position, Severity};
 pub use explain::{Explanation, View};
 pub use file::Ownership;
 pub use interface::{InterfaceSettings, QueueLockSetting, XdpSetting};
+pub use kept::KeptTerms;
 pub use origin::{Origin, Strictness};
 pub use queues::{QueueRanges, QueuesError};
 pub use refusal::{Refusal, Why};
@@ -156,6 +158,16 @@ impl Policy {
         self.sections
             .iter()
             .any(|section| section.settings.queue_lock != QueueLockSetting::None)
+    }
+
+    /// Whether any device has the BPF LSM for a lock, where that is in force.
+    pub fn wants_lsm(&self) -> bool {
+        self.sections.iter().any(|section| {
+            matches!(
+                section.settings.queue_lock,
+                QueueLockSetting::Auto | QueueLockSetting::Lsm
+            )
+        })
     }
 
     /// How many rules there are, allow and deny.

@@ -80,7 +80,7 @@ impl Allowance {
 }
 
 /// When a socket goes into its slot of `xsks_map`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Insert {
     /// When its holder says that it is bound, and the broker sees that it is.

@@ -31,6 +31,8 @@ words! {
         Stopped = "stopped",
         /// The policy was read anew, would not give it any more, and the operator wanted it to end then.
         NotAllowed = "not_allowed",
+        /// The broker was restarted before it was active, or its socket was gone by then.
+        Restarted = "restarted",
     }
 }
 

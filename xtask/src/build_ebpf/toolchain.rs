@@ -20,7 +20,7 @@ pub(super) const TARGET: &str = "bpfel-unknown-none";
 const RUSTC: &str = "/usr/bin/rustc";
 /// bpf-linker is built against this LLVM, the one that Debian's rustc-web uses itself: bitcode of a newer
 /// LLVM than the linker's cannot be linked.
-const LLVM: &str = "/usr/lib/llvm-22";
+pub(super) const LLVM: &str = "/usr/lib/llvm-22";
 const BPF_LINKER_VERSION: &str = "0.13.0";
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", "rust-web-llvm"];
 /// What building bpf-linker against [`LLVM`] takes: the library with its headers, and a C++ library to link

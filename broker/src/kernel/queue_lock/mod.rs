@@ -5,6 +5,7 @@
 //! that its holder keeps for ever can be bound to nothing that is granted to others.
 
 mod closer;
+mod lsm;
 mod placeholders;
 mod retire;
 mod scratch;
@@ -15,6 +16,7 @@ use std::time::Instant;
 
 use xsk_client::wire::QueueLock;
 
+pub use lsm::{Lsm, NotInForce, is_left_in, is_pin};
 pub use placeholders::NotNow;
 pub use retire::{Retired, Retirement};
 pub use scratch::Scratch;
@@ -27,6 +29,7 @@ use crate::kernel::queue_probe::QueueProbe;
 use crate::kernel::xsk::Xsk;
 use crate::lease::{LeaseId, Reservation};
 use crate::policy::QueueLockSetting;
+use lsm::Leash;
 use placeholders::{Guard, Placeholders};
 use taint::Announced;
 
@@ -37,6 +40,8 @@ pub struct Parts {
     pub scratch: Result<Scratch, String>,
     /// What a broker that crashed has left.
     pub taints: Taints,
+    /// The BPF LSM programs, in force; or why not.
+    pub lsm: Result<Lsm, String>,
 }
 
 /// The locks of all devices.
@@ -46,6 +51,7 @@ pub struct QueueLocks {
     scratch: Result<Scratch, String>,
     was_tried: bool,
     taints: Taints,
+    lsm: Result<Lsm, String>,
 }
 
 /// Why a socket cannot leave unbound now.
@@ -71,6 +77,7 @@ impl QueueLocks {
             scratch: parts.scratch,
             was_tried: false,
             taints: parts.taints,
+            lsm: parts.lsm,
         }
     }
 
@@ -91,22 +98,34 @@ impl QueueLocks {
     ///
     /// Why there is none, in words.
     pub fn in_force(&self, setting: QueueLockSetting) -> Result<QueueLock, String> {
-        let placeholders = || match &self.scratch {
+        match setting {
+            QueueLockSetting::None => Ok(QueueLock::None),
+            QueueLockSetting::Placeholders => self.placeholders_in_force(),
+            QueueLockSetting::Lsm => self.lsm_in_force(),
+            QueueLockSetting::Auto => self.lsm_in_force().or_else(|_| self.placeholders_in_force()),
+        }
+    }
+
+    /// Whether the LSM is in force.
+    ///
+    /// # Errors
+    ///
+    /// Why not, in words.
+    pub fn lsm_in_force(&self) -> Result<QueueLock, String> {
+        match (&self.lsm, &self.scratch) {
+            (Ok(_), Ok(_)) => Ok(QueueLock::Lsm),
+            (Ok(_), Err(reason)) => Err(format!("no BPF LSM: sockets cannot be retired here: {reason}")),
+            (Err(reason), _) => Err(format!("no BPF LSM: {reason}")),
+        }
+    }
+
+    fn placeholders_in_force(&self) -> Result<QueueLock, String> {
+        match &self.scratch {
             Ok(_) => Ok(QueueLock::Placeholders),
             Err(reason) => Err(format!(
                 "no placeholders: sockets cannot be retired here: {reason}"
             )),
-        };
-        match setting {
-            QueueLockSetting::None => Ok(QueueLock::None),
-            QueueLockSetting::Placeholders | QueueLockSetting::Auto => placeholders(),
-            QueueLockSetting::Lsm => Err(self.no_lsm().to_owned()),
         }
-    }
-
-    /// Why the LSM is not in force, where it is not.
-    pub fn no_lsm(&self) -> &str {
-        "no BPF LSM: this build has none"
     }
 
     /// Whether a socket could leave unbound now, as far as that can be seen without doing anything: for who has more to
@@ -147,27 +166,39 @@ impl QueueLocks {
             QueueLock::Placeholders => {
                 let granted = reservation.terms().queues().iter().collect();
                 let guard = self.placeholders.guard(reservation.id(), device, &granted)?;
-                let announced = self
-                    .taints
-                    .announce(device.index, reservation.requester().process())?;
+                let announced = self.taints.announce(device.index, reservation.holder())?;
                 Ok(Confinement::Placeholders {
                     _guard: guard,
                     announced,
                 })
             }
-            QueueLock::Lsm | QueueLock::None => Ok(Confinement::None),
+            QueueLock::Lsm => match &self.lsm {
+                Ok(lsm) => Ok(Confinement::Lsm(lsm.issue()?)),
+                Err(reason) => {
+                    Err(Failure::kernel("confine", reason, std::io::ErrorKind::Unsupported).into())
+                }
+            },
+            QueueLock::None => Ok(Confinement::None),
         }
     }
 
-    /// Begins to retire the sockets of a lease that ended before they were bound. `None`: there is nothing that would
-    /// keep them from being bound.
+    /// Begins to retire the sockets of a lease that ended before they were bound, and what confines them. `None`: there is
+    /// nothing that would keep them from being bound.
     ///
     /// # Errors
     ///
     /// What the kernel says; to be tried again.
-    pub fn retire<'s>(&self, sockets: impl Iterator<Item = &'s Xsk>) -> Result<Option<Retirement>, Failure> {
+    pub fn retire<'s>(
+        &self,
+        confinement: Option<&Confinement>,
+        sockets: impl Iterator<Item = &'s Xsk>,
+    ) -> Result<Option<Retirement>, Failure> {
+        let lsm = match confinement {
+            Some(Confinement::Lsm(_)) => self.lsm.as_ref().ok().cloned(),
+            _ => None,
+        };
         match &self.scratch {
-            Ok(scratch) => Retirement::begin(sockets, scratch.clone()).map(Some),
+            Ok(scratch) => Retirement::begin(sockets, scratch.clone(), lsm).map(Some),
             Err(_) => Ok(None),
         }
     }
@@ -231,9 +262,40 @@ pub enum Confinement {
         /// Who has the sockets.
         announced: Announced,
     },
+    /// The kernel asks.
+    Lsm(Leash),
 }
 
 impl Confinement {
+    /// Says what a socket may be bound to, before anybody else has it.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says. The socket must not leave then.
+    pub fn permit(&self, reservation: &Reservation, socket: &Xsk) -> Result<(), Failure> {
+        match self {
+            Self::Lsm(leash) => leash.permit(reservation, socket),
+            Self::None | Self::Placeholders { .. } => Ok(()),
+        }
+    }
+
+    /// The lease has ended: where the lock can tell, its sockets can be bound to nothing from here on. A bind that was
+    /// asked for before may still be under way.
+    pub fn end(&self) {
+        match self {
+            Self::Lsm(leash) => leash.end(),
+            Self::None | Self::Placeholders { .. } => {}
+        }
+    }
+
+    /// Each of the sockets is bound or retired: nothing has to confine them any more.
+    pub fn settle(self) {
+        match self {
+            Self::Lsm(leash) => leash.settle(),
+            Self::None | Self::Placeholders { .. } => {}
+        }
+    }
+
     /// The sockets are another process's now.
     ///
     /// # Errors
@@ -242,7 +304,7 @@ impl Confinement {
     pub fn hand_to(&self, holder: &Process) -> Result<(), Failure> {
         match self {
             Self::Placeholders { announced, .. } => announced.name_holder(holder),
-            Self::None => Ok(()),
+            Self::None | Self::Lsm(_) => Ok(()),
         }
     }
 }

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use caps::Capability;
 use xsk_client::sys::{self, BindFlags, Ring};
 
+use super::lsm::Lsm;
 use super::scratch::Scratch;
 use crate::error::Failure;
 use crate::kernel::queue_probe;
@@ -35,16 +36,21 @@ pub enum Retired {
 }
 
 impl Retirement {
-    /// Begins with it. The caller keeps its own fds of the sockets until it is over.
+    /// Begins with it; `lsm` is what confines them, if that does. The caller keeps its own fds of the sockets until it is
+    /// over.
     ///
     /// # Errors
     ///
     /// EMFILE, and as clone(2).
-    pub fn begin<'s>(sockets: impl Iterator<Item = &'s Xsk>, scratch: Scratch) -> Result<Self, Failure> {
+    pub fn begin<'s>(
+        sockets: impl Iterator<Item = &'s Xsk>,
+        scratch: Scratch,
+        lsm: Option<Lsm>,
+    ) -> Result<Self, Failure> {
         let sockets = sockets.map(Xsk::duplicate).collect::<Result<Vec<_>, _>>()?;
         std::thread::Builder::new()
             .name("retirement".into())
-            .spawn(move || retire(&sockets, &scratch))
+            .spawn(move || retire(&sockets, &scratch, lsm.as_ref()))
             .map(Self)
             .map_err(|source| Failure::kernel("clone", "a thread to retire sockets", source))
     }
@@ -65,11 +71,14 @@ impl Retirement {
     }
 }
 
-fn retire(sockets: &[OwnedFd], scratch: &Scratch) -> Result<Retired, Failure> {
+fn retire(sockets: &[OwnedFd], scratch: &Scratch, lsm: Option<&Lsm>) -> Result<Retired, Failure> {
     let count = u32::try_from(sockets.len()).unwrap_or(u32::MAX);
     let device = scratch.device(count)?;
     let mut retired = Retired::All;
     for (queue, socket) in (0..).zip(sockets) {
+        if let Some(lsm) = lsm {
+            lsm.permit_retirement(socket, &device, queue)?;
+        }
         if let One::Bound = retire_one(socket, device.index(), queue)? {
             retired = Retired::SomeBound;
         }

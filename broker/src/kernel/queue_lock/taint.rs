@@ -6,17 +6,15 @@
 //! is retired. Whoever starts next reads them. Every path goes through the directory's fd, taken while still root.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, renameat, unlinkat};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Failure, chain};
+use crate::error::Failure;
 use crate::identity::Process;
+use crate::run_dir::{RunDirectory, boot_id};
 
 /// What the names begin with; the device's index follows.
 const UNBOUND: &str = "unbound-";
@@ -24,14 +22,8 @@ const UNBOUND: &str = "unbound-";
 /// The directory of these files, and what was found there.
 #[derive(Debug)]
 pub struct Taints {
-    directory: Arc<Directory>,
+    directory: Arc<RunDirectory>,
     holders: HashMap<u32, Process>,
-}
-
-#[derive(Debug)]
-struct Directory {
-    fd: OwnedFd,
-    path: PathBuf,
 }
 
 /// Who has an unbound socket.
@@ -52,22 +44,13 @@ impl Taints {
     /// What the kernel says. A file that cannot be read or understood taints nothing and is told in the log: only a
     /// broker writes there, whole.
     pub fn read(run_dir: &Path) -> Result<Self, Failure> {
-        let failed = |call, source: io::Error| Failure::kernel(call, run_dir.display(), source);
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
-        let fd =
-            rustix::fs::open(run_dir, flags, Mode::empty()).map_err(|errno| failed("open", errno.into()))?;
-        let directory = Arc::new(Directory {
-            fd,
-            path: run_dir.to_owned(),
-        });
+        let directory = Arc::new(RunDirectory::open(run_dir)?);
         let mut holders = HashMap::new();
-        for entry in Dir::read_from(&directory.fd).map_err(|errno| failed("readdir", errno.into()))? {
-            let entry = entry.map_err(|errno| failed("readdir", errno.into()))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
+        for name in directory.names(UNBOUND)? {
             let Some(index) = name.strip_prefix(UNBOUND).and_then(|index| index.parse().ok()) else {
                 continue;
             };
-            match directory.holder(&name) {
+            match holder_in(&directory, &name) {
                 Ok(Some(holder)) => {
                     tracing::warn!(
                         ifindex = index,
@@ -117,7 +100,7 @@ impl Taints {
 /// A file that says who has an unbound socket; removed when dropped.
 #[derive(Debug)]
 pub struct Announced {
-    directory: Arc<Directory>,
+    directory: Arc<RunDirectory>,
     name: String,
 }
 
@@ -128,24 +111,15 @@ impl Announced {
     ///
     /// What open(2) and write(2) say.
     pub fn name_holder(&self, holder: &Process) -> Result<(), Failure> {
-        let path = self.directory.path.join(&self.name);
-        let failed = |call, source: io::Error| Failure::kernel(call, path.display(), source);
+        let path = self.directory.path().join(&self.name);
         let record = Record {
             pid: holder.pid(),
             start_ticks: holder.start_ticks(),
-            boot: boot_id().map_err(|source| failed("read the boot id for", source))?,
+            boot: boot_id()?,
         };
-        let text = serde_json::to_vec(&record).map_err(|error| failed("encode", error.into()))?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // Whole or not at all, wherever we crash.
-        let new = format!("{}.new", self.name);
-        let file = openat(&self.directory.fd, &new, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|errno| failed("open", errno.into()))?;
-        File::from(file)
-            .write_all(&text)
-            .map_err(|source| failed("write", source))?;
-        renameat(&self.directory.fd, &new, &self.directory.fd, &self.name)
-            .map_err(|errno| failed("rename", errno.into()))
+        let text = serde_json::to_vec(&record)
+            .map_err(|error| Failure::kernel("encode", path.display(), io::Error::from(error)))?;
+        self.directory.write(&self.name, &text)
     }
 }
 
@@ -155,36 +129,17 @@ impl Drop for Announced {
     }
 }
 
-impl Directory {
-    /// The process that a file names; `None` where it is gone.
-    fn holder(&self, name: &str) -> io::Result<Option<Process>> {
-        const MOST_BYTES: u64 = 4096;
+/// The process that a file names; `None` where it is gone.
+fn holder_in(directory: &RunDirectory, name: &str) -> io::Result<Option<Process>> {
+    const MOST_BYTES: u64 = 4096;
 
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(openat(&self.fd, name, flags, Mode::empty())?);
-        let mut text = Vec::new();
-        file.take(MOST_BYTES).read_to_end(&mut text)?;
-        let record: Record = serde_json::from_slice(&text)?;
-        if record.boot != boot_id()? {
-            return Ok(None);
-        }
-        Ok(Process::find(record.pid, record.start_ticks))
+    let record: Record = serde_json::from_slice(&directory.read(name, MOST_BYTES)?.text)?;
+    if record.boot != boot_id().map_err(io::Error::other)? {
+        return Ok(None);
     }
-
-    fn remove(&self, name: &str) {
-        if let Err(errno) = unlinkat(&self.fd, name, AtFlags::empty()) {
-            let failure = Failure::kernel("unlink", self.path.join(name).display(), errno);
-            tracing::warn!("{}", chain(&failure));
-        }
-    }
+    Ok(Process::find(record.pid, record.start_ticks))
 }
 
 fn file_name(index: u32) -> String {
     format!("{UNBOUND}{index}")
-}
-
-fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim()
-        .to_owned())
 }

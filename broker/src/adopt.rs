@@ -1,0 +1,253 @@
+//! Taking over what a broker before this one has left: the engine's first work, before it does anything for anybody.
+//!
+//! Links and maps are what they were, so that packets go on all the while. Then every slot that is of no lease is emptied,
+//! and leases end whose holder or socket is gone.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use xsk_client::wire::LeaseState;
+
+use crate::audit::{Event, Line};
+use crate::end::{self, Reason};
+use crate::engine::Engine;
+use crate::error::{Failure, chain};
+use crate::heritage::{self, Fate, Heritage};
+use crate::identity::Process;
+use crate::kernel::queue_probe::QueueUse;
+use crate::kernel::redirect::{Redirect, Takeover};
+use crate::lease::{Lease, LeaseId, LeasedSocket};
+use crate::record::{Record, RecordedSocket, Stage};
+use crate::reload;
+
+/// A lease that goes on, and has to be watched from now on.
+#[derive(Debug)]
+pub struct Adopted {
+    /// Which.
+    pub lease: LeaseId,
+    /// Its holder.
+    pub holder: Arc<Process>,
+    /// Resolves when it has ended.
+    pub ended: oneshot::Receiver<()>,
+}
+
+/// Takes it over. What cannot be is told, and is in nobody's way.
+pub fn take_over(engine: &mut Engine, heritage: Heritage) -> Vec<Adopted> {
+    engine.leases.number_after(LeaseId(heritage.last_lease));
+    for refused in &heritage.refused {
+        tracing::error!(
+            "{refused}: the lease is not taken over, its packets go to the host; the file stays for you to look at, \
+             `xsk-broker purge` removes it"
+        );
+        let line = Line::new(Event::RecordRefused);
+        engine.audit.write(&line.message(&refused.to_string()));
+    }
+    for what in &heritage.foreign {
+        tracing::warn!("{}: {what}: left as it is", engine.pins.path().display());
+    }
+    for (index, why) in &heritage.useless {
+        match engine.pins.take_down(*index) {
+            Ok(()) => tracing::warn!(ifindex = index, "took down what another broker had left: {why}"),
+            Err(failure) => tracing::error!(ifindex = index, "{}", chain(&failure)),
+        }
+    }
+    for (device, program) in heritage.devices {
+        let name = &device.name;
+        let (redirect, takeover) = match Redirect::take_over(program, name, &engine.pins) {
+            Ok(taken) => taken,
+            Err(failure) => {
+                tracing::error!(interface = %name, "cannot take over the XDP program: {}", chain(&failure));
+                continue;
+            }
+        };
+        match takeover {
+            Takeover::Same => {}
+            Takeover::Updated { from, to } => {
+                let message = format!("tag {to:016x} in place of {from:016x}");
+                tracing::info!(interface = %name, "the XDP program is this broker's now: {message}");
+                let line = Line::new(Event::ProgramUpdated).device(name, redirect.mode());
+                engine.audit.write(&line.message(&message));
+            }
+            Takeover::Kept(why) => tracing::warn!(
+                interface = %name,
+                "the XDP program of the broker before goes on: {why}. Once no lease of the device is left, stop the broker \
+                 and start it again: the next grant attaches this broker's"
+            ),
+        }
+        if redirect.queues() < device.max_queues {
+            tracing::warn!(
+                interface = %name,
+                "the map of the XDP program has room for {} queues, and the device can have {}: those beyond are not granted \
+                 until the program is attached anew, once no lease of the device is left and the broker is restarted",
+                redirect.queues(),
+                device.max_queues,
+            );
+        }
+        engine.redirects.insert(device.index, redirect);
+    }
+
+    let mut adopted = Vec::new();
+    let mut ends = Vec::new();
+    for (record, fate) in heritage.leases {
+        match resume(engine, &record, fate) {
+            Resumed::GoesOn(lease) => adopted.push(lease),
+            Resumed::Ends(lease, reason) => ends.push((lease, reason)),
+            Resumed::Lingers | Resumed::Elsewhere => {}
+            Resumed::Gone(reason) => {
+                engine.journal.remove(heritage::id(&record));
+                let word = reason.as_str().replace('_', "-");
+                engine
+                    .audit
+                    .write(&Line::new(Event::Ended).record(&record).reason(&word));
+            }
+        }
+    }
+    empty_slots(engine);
+    for (lease, reason) in ends {
+        end::end(engine, lease, reason);
+    }
+    for lease in engine.leases.ids(|lease| lease.state == LeaseState::Active) {
+        match has_sockets(engine, lease) {
+            Ok(true) => {}
+            Ok(false) => end::end(engine, lease, Reason::Restarted),
+            Err(failure) => tracing::warn!(
+                lease = lease.0,
+                "cannot see whether its sockets are there: {}",
+                chain(&failure)
+            ),
+        }
+    }
+    reload::weigh_all(engine);
+    if !adopted.is_empty() {
+        let devices = engine.redirects.len();
+        tracing::info!("took over {} leases on {devices} devices", adopted.len());
+    }
+    adopted
+}
+
+/// What has become of a lease.
+enum Resumed {
+    GoesOn(Adopted),
+    Ends(LeaseId, Reason),
+    Lingers,
+    Gone(Reason),
+    Elsewhere,
+}
+
+fn resume(engine: &mut Engine, record: &Record, fate: Fate) -> Resumed {
+    let (holder, reason) = match fate {
+        Fate::GoesOn { holder, .. } => (Some(holder), None),
+        Fate::Ends { holder, reason } | Fate::Lingers { holder, reason } => (holder, Some(reason)),
+        Fate::Gone { reason, .. } => return Resumed::Gone(reason),
+        Fate::Elsewhere => return Resumed::Elsewhere,
+    };
+    let holder = Arc::new(holder.unwrap_or_else(|| record.holder.gone()));
+    let (watch, ended) = oneshot::channel();
+    let Ok(mut lease) = lease_of(engine, record, &holder, watch) else {
+        return Resumed::Gone(Reason::Restarted);
+    };
+    let id = lease.id();
+    let resumed = match (record.stage, reason) {
+        (Stage::Ended, reason) => {
+            lease.last_seen = lease.queues();
+            lease.state = LeaseState::Lingering;
+            lease.ended = Some((reason.unwrap_or(Reason::Restarted), Instant::now()));
+            lease.bound_at_end = true;
+            lease.watch = None;
+            lease.linger_wait = Duration::ZERO;
+            lease.due().set(Instant::now());
+            // Their slots are emptied with all others that are of no lease.
+            lease.sockets.clear();
+            Resumed::Lingers
+        }
+        (Stage::Pending | Stage::Active, Some(reason)) => Resumed::Ends(id, reason),
+        (Stage::Pending | Stage::Active, None) => {
+            engine.audit.write(&Line::new(Event::TakenOver).lease(&lease));
+            Resumed::GoesOn(Adopted {
+                lease: id,
+                holder,
+                ended,
+            })
+        }
+    };
+    engine.leases.add(lease);
+    resumed
+}
+
+/// The lease that a record speaks of.
+fn lease_of(
+    engine: &mut Engine,
+    record: &Record,
+    holder: &Arc<Process>,
+    watch: oneshot::Sender<()>,
+) -> Result<Lease, Failure> {
+    let index = record.interface_index;
+    let missing = |what: &str| Failure::kernel("take over", what, rustix::io::Errno::NODEV);
+    let redirect = engine
+        .redirects
+        .get(&index)
+        .ok_or_else(|| missing("an XDP program"))?
+        .clone();
+    let now = engine
+        .links
+        .get(index)
+        .ok_or_else(|| missing("a device"))?
+        .clone();
+    let device = crate::device::Device::look_up(&now.name)?.ok_or_else(|| missing("a device"))?;
+    let terms = engine.policy.resume(&device.name, &record.terms);
+    let slot = |queue, before: Option<u64>| Some(redirect.filled_slot(queue, before?));
+    // Of one that is pending it is not known which were made: any of them may be out.
+    let sockets = terms
+        .queues()
+        .iter()
+        .map(|queue| {
+            let recorded = record.sockets.iter().find(|socket| socket.queue == queue);
+            let recorded = recorded
+                .cloned()
+                .unwrap_or_else(|| RecordedSocket::unknown(queue));
+            LeasedSocket::taken_over(&recorded, slot(queue, recorded.redirected_before))
+        })
+        .collect();
+    let reservation = engine
+        .leases
+        .resume(record, terms, device, Arc::clone(holder))
+        .map_err(|_| missing("a queue that another lease has"))?;
+    let entry = engine.journal.entry(heritage::id(record));
+    let mut lease = Lease::new(reservation, redirect.clone(), record.queue_lock, watch, entry)
+        .taken_over(record, sockets);
+    if record.stage == Stage::Active {
+        lease.state = LeaseState::Active;
+        lease.due().clear();
+    }
+    lease.device_is_now(now);
+    Ok(lease)
+}
+
+/// Empties the slots that no lease has which lives.
+fn empty_slots(engine: &Engine) {
+    for (index, redirect) in &engine.redirects {
+        let filled: BTreeSet<u32> = engine
+            .leases
+            .iter()
+            .filter(|lease| lease.device().index == *index && lease.is_live())
+            .flat_map(|lease| lease.sockets.iter().filter(|leased| leased.slot.is_some()))
+            .map(|leased| leased.queue)
+            .collect();
+        redirect.empty_slots(|queue| filled.contains(&queue));
+    }
+}
+
+/// Whether sockets are bound to all of a lease's queues: its slots may have emptied themselves while nobody looked.
+fn has_sockets(engine: &mut Engine, id: LeaseId) -> Result<bool, Failure> {
+    let Some(lease) = engine.leases.get_mut(id) else {
+        return Ok(true);
+    };
+    for queue in lease.terms().queues().iter() {
+        if engine.probe.queue_use(lease.device().index, queue)? == QueueUse::Free {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

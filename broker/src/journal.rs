@@ -1,0 +1,80 @@
+//! Where leases are written down, by the engine, as they come along.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::Failure;
+use crate::lease::LeaseId;
+use crate::record::{BEGINNING, Record};
+use crate::run_dir::{RunDirectory, boot_id};
+
+/// The records of this broker's leases.
+#[derive(Debug)]
+pub struct Journal {
+    directory: Arc<RunDirectory>,
+    boot: Arc<str>,
+}
+
+impl Journal {
+    /// In the run directory. What a killed broker had begun to write and not finished is removed; it said nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn open(run_dir: &Path) -> Result<Self, Failure> {
+        let directory = RunDirectory::open(run_dir)?;
+        for name in directory.names(BEGINNING)? {
+            if RunDirectory::is_unfinished(&name) {
+                directory.remove(&name);
+            }
+        }
+        Ok(Self {
+            directory: Arc::new(directory),
+            boot: boot_id()?.into(),
+        })
+    }
+
+    /// The place for one lease; nothing is written yet, or what another broker wrote is still there.
+    pub fn entry(&self, lease: LeaseId) -> Entry {
+        Entry {
+            directory: Arc::clone(&self.directory),
+            boot: Arc::clone(&self.boot),
+            name: Record::file_name(lease),
+        }
+    }
+
+    /// Removes the record of a lease that cannot be taken over.
+    pub fn remove(&self, lease: LeaseId) {
+        self.directory.remove(&Record::file_name(lease));
+    }
+}
+
+/// The record of one lease; removed when dropped.
+#[derive(Debug)]
+pub struct Entry {
+    directory: Arc<RunDirectory>,
+    boot: Arc<str>,
+    name: String,
+}
+
+impl Entry {
+    /// The boot that records of now are of.
+    pub fn boot(&self) -> &str {
+        &self.boot
+    }
+
+    /// Writes it down.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; what was written before stands.
+    pub fn write(&self, record: &Record) -> Result<(), Failure> {
+        self.directory.write(&self.name, &record.encode()?)
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.directory.remove(&self.name);
+    }
+}

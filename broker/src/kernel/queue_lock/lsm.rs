@@ -1,0 +1,217 @@
+//! The queue lock as BPF LSM programs: the kernel asks them at each bind and each socket option, and they refuse whatever a
+//! socket that left the broker unbound was not granted (`xdp-ebpf/program/src/bin/xsk_queue_lock.rs`).
+//!
+//! Each such socket has a permit in the kernel's own storage for sockets, which counts for as long as its lease's ticket
+//! does. **Invariants**: a permit is set before anybody else has the socket, and never taken away again; a ticket that
+//! ended never counts again; while a ticket stands in the map, sockets of it may still be unbound, and the programs stay
+//! in force, whatever becomes of the broker: they are pinned, and are let go of only when no ticket is left.
+
+mod in_force;
+mod kernel_types;
+mod load;
+mod pins;
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aya::maps::{HashMap, MapData, MapError, SkStorage};
+use aya::programs::links::PinnedLink;
+use xdp_ebpf::queue_lock::{COUNTS, ENDED, Permit, Ticket};
+use xsk_client::sys::BindFlags;
+use xsk_client::wire::{SocketKind, ZeroCopy};
+
+use super::scratch::ScratchDevice;
+use crate::error::Failure;
+use crate::kernel::xsk::Xsk;
+use crate::lease::Reservation;
+use pins::Pins;
+
+pub use load::{NotInForce, is_left_in, is_pin};
+
+/// The programs, loaded, attached, and seen to be in force. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Lsm(Arc<Loaded>);
+
+#[derive(Debug)]
+struct Loaded {
+    /// Of all tickets that this broker gives.
+    broker: u64,
+    last: AtomicU64,
+    sockets: Mutex<SkStorage<MapData, [u64; 4]>>,
+    leases: Mutex<HashMap<MapData, [u64; 2], u32>>,
+    pins: Pins,
+    _links: [PinnedLink; 2],
+}
+
+/// The number of the ticket that is the broker's own: it counts for as long as the broker runs.
+const OWN: u64 = 0;
+
+/// Options of SOL_XDP (include/uapi/linux/if_xdp.h), each as its bit in a permit.
+const UMEM_REG: u32 = 1 << 4;
+const RINGS: u32 = 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6;
+
+impl Lsm {
+    /// A ticket for a new lease.
+    ///
+    /// # Errors
+    ///
+    /// What bpf(2) says; E2BIG where 65536 leases have sockets that may be unbound.
+    pub(super) fn issue(&self) -> Result<Leash, Failure> {
+        let ticket = self.0.ticket(self.0.last.fetch_add(1, Ordering::Relaxed) + 1);
+        self.0
+            .leases()
+            .insert(<[u64; 2]>::from(ticket), COUNTS, 0)
+            .map_err(|error| failed("BPF_MAP_UPDATE_ELEM", "the ticket of a lease", error))?;
+        Ok(Leash {
+            lsm: self.clone(),
+            ticket,
+            settled: false,
+        })
+    }
+
+    /// Has a socket whose lease has ended be bound to one queue of a scratch device, and to nothing else.
+    ///
+    /// # Errors
+    ///
+    /// What bpf(2) says; it can be bound to nothing then.
+    pub(super) fn permit_retirement(
+        &self,
+        socket: &impl AsRawFd,
+        device: &ScratchDevice,
+        queue: u32,
+    ) -> Result<(), Failure> {
+        self.0.permit(
+            socket,
+            Permit {
+                ticket: self.0.ticket(OWN),
+                interface_index: device.index(),
+                queue,
+                required_flags: 0,
+                refused_flags: 0,
+                options: UMEM_REG | RINGS,
+            },
+        )
+    }
+}
+
+impl Loaded {
+    fn ticket(&self, number: u64) -> Ticket {
+        Ticket {
+            broker: self.broker,
+            number,
+        }
+    }
+
+    fn permit(&self, socket: &impl AsRawFd, permit: Permit) -> Result<(), Failure> {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets
+            .insert(socket, <[u64; 4]>::from(permit), 0)
+            .map_err(|error| failed("BPF_MAP_UPDATE_ELEM", "the permit of a socket", error))
+    }
+
+    fn leases(&self) -> MutexGuard<'_, HashMap<MapData, [u64; 2], u32>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        let own = <[u64; 2]>::from(self.ticket(OWN));
+        let mut leases = self.leases();
+        let removed = leases.remove(&own);
+        let is_empty = leases.keys().next().is_none();
+        drop(leases);
+        match removed {
+            Ok(()) if is_empty => self.pins.remove_all(),
+            Ok(()) => tracing::warn!(
+                "sockets that were handed out may still be unbound: the queue lock stays in force without the broker"
+            ),
+            Err(error) => tracing::warn!(%error, "the queue lock stays in force without the broker"),
+        }
+    }
+}
+
+/// What the sockets of a lease may be bound to, from before they leave the broker. Dropped, it has ended.
+#[derive(Debug)]
+#[must_use = "dropped, its sockets can be bound to nothing"]
+pub struct Leash {
+    lsm: Lsm,
+    ticket: Ticket,
+    settled: bool,
+}
+
+impl Leash {
+    /// Permits a socket what it was granted, before anybody else has it.
+    ///
+    /// Memory of other sockets is its holder's to share (XDP_SHARED_UMEM): device and queue are those of the permit all
+    /// the same. Where zero-copy is forbidden it is refused, since the mode is the other socket's then, and which that is
+    /// an fd says that may be another one when the kernel looks.
+    ///
+    /// # Errors
+    ///
+    /// What bpf(2) says. The socket must not leave then.
+    pub(super) fn permit(&self, reservation: &Reservation, socket: &Xsk) -> Result<(), Failure> {
+        let terms = reservation.terms();
+        let (required, refused) = match terms.zero_copy() {
+            ZeroCopy::Forbidden => (
+                BindFlags::XDP_COPY,
+                BindFlags::XDP_ZEROCOPY | BindFlags::XDP_SHARED_UMEM,
+            ),
+            ZeroCopy::Allowed | ZeroCopy::Required => (BindFlags::empty(), BindFlags::empty()),
+        };
+        let options = match terms.sockets() {
+            SocketKind::Bare => UMEM_REG | RINGS,
+            SocketKind::Prepared => UMEM_REG,
+            // It is never unbound anywhere else.
+            SocketKind::Bound => 0,
+        };
+        self.lsm.0.permit(
+            &socket.as_fd(),
+            Permit {
+                ticket: self.ticket,
+                interface_index: reservation.device().index,
+                queue: socket.queue(),
+                required_flags: required.bits(),
+                refused_flags: refused.bits(),
+                options,
+            },
+        )
+    }
+
+    /// From here on nothing of the lease can be bound.
+    pub(super) fn end(&self) {
+        let (mut leases, key) = (self.lsm.0.leases(), <[u64; 2]>::from(self.ticket));
+        // An update takes memory; without any, forgetting the ticket does the same, but for what is said at the top.
+        let ended = match leases.insert(key, ENDED, 0) {
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        tracing::error!(error = %ended, "cannot write down that the sockets of an ended lease may be unbound");
+        if let Err(error) = leases.remove(&key) {
+            tracing::error!(%error, "the sockets of an ended lease can still be bound to its queues");
+        }
+    }
+
+    /// None of the lease's sockets is unbound any more, or can be bound to anything.
+    pub(super) fn settle(mut self) {
+        let key = <[u64; 2]>::from(self.ticket);
+        let removed = self.lsm.0.leases().remove(&key);
+        match removed {
+            Ok(()) => self.settled = true,
+            Err(error) => tracing::error!(%error, "cannot forget the ticket of a lease"),
+        }
+    }
+}
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.end();
+        }
+    }
+}
+
+fn failed(call: &'static str, object: &str, error: MapError) -> Failure {
+    Failure::kernel(call, object, std::io::Error::other(error))
+}

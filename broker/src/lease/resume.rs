@@ -1,0 +1,105 @@
+//! A lease over brokers: how it is written down by one, and goes on with the next.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::hold::Hold;
+use super::{Lease, LeaseId, LeasedSocket, Leases, Reservation};
+use crate::device::Device;
+use crate::error::Failure;
+use crate::identity::{Process, Requester, Subject};
+use crate::policy::Terms;
+use crate::quota::Resource;
+use crate::record::{Record, RecordedHolder, monotonic_ms};
+
+impl Leases {
+    /// Takes the queues of a lease that another broker has granted, and charges for them as that one did, whatever the
+    /// limits are today.
+    ///
+    /// # Errors
+    ///
+    /// The lease that has one of the queues.
+    pub fn resume(
+        &mut self,
+        record: &Record,
+        terms: Terms,
+        device: Device,
+        holder: Arc<Process>,
+    ) -> Result<Reservation, LeaseId> {
+        let id = LeaseId(record.lease);
+        let held = self.holds.borrow();
+        let taken = |queue| held.get(&(device.index, queue)).copied();
+        if let Some(other) = terms.queues().iter().find_map(taken) {
+            return Err(other);
+        }
+        drop(held);
+        let requester = Requester {
+            subject: Subject {
+                uid: record.requester.uid,
+                gid: record.requester.gid,
+                groups: record.requester.groups.clone(),
+            },
+            pid: record.requester.pid,
+        };
+        let uid = requester.subject.uid;
+        let charge = |resource, amount| {
+            self.accounts
+                .charge_by_rule_anyway(uid, resource, amount, terms.rule())
+        };
+        let queues = u64::try_from(terms.queues().len()).unwrap_or(u64::MAX);
+        let mut charges = vec![
+            self.accounts.charge_anyway(uid, Resource::Leases, 1),
+            charge(Resource::Queues, queues),
+        ];
+        charges.extend(terms.umem().map(|umem| charge(Resource::UmemBytes, umem.bytes())));
+        self.last_id = self.last_id.max(id.0);
+        let hold = Hold::take(&self.holds, id, &device, &terms);
+        let age = Duration::from_millis(monotonic_ms().saturating_sub(record.since_ms));
+        Ok(Reservation {
+            id,
+            terms,
+            device,
+            requester,
+            holder,
+            since: Instant::now().checked_sub(age).unwrap_or_else(Instant::now),
+            due: self.agenda.place_for(id),
+            _hold: hold,
+            _charges: charges,
+        })
+    }
+
+    /// Numbers up to this one were given by another broker.
+    pub fn number_after(&mut self, id: LeaseId) {
+        self.last_id = self.last_id.max(id.0);
+    }
+}
+
+impl Lease {
+    /// The same of a lease that another broker has granted, as far as that one had come with it.
+    pub fn taken_over(mut self, record: &Record, sockets: Vec<LeasedSocket>) -> Self {
+        self.sockets = sockets;
+        self.holder_uid = record.holder.uid;
+        self.label.clone_from(&record.label);
+        self
+    }
+
+    /// Writes down how it is now, for a broker after this one.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; what was written before stands.
+    pub fn write_down(&self) -> Result<(), Failure> {
+        self.entry.write(&Record::of(self, self.entry.boot()))
+    }
+
+    /// The same with another holder than it has yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::write_down`].
+    pub fn write_down_with_holder(&self, holder: &Process, uid: u32) -> Result<(), Failure> {
+        let mut record = Record::of(self, self.entry.boot());
+        record.holder = RecordedHolder::of(holder, uid);
+        self.entry.write(&record)
+    }
+}

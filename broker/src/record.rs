@@ -1,0 +1,408 @@
+//! What is written down of a lease: one JSON file each in the run directory, by which the next broker takes it over.
+//!
+//! **Invariants**: a record is `pending` before there is anything that it speaks of, `active` before anybody is told that
+//! packets are redirected, `ended` before the slots are emptied, and removed when the queues are free. A record that is not
+//! wholly right is nothing: it is refused by its name, with the line.
+
+use serde::{Deserialize, Serialize};
+use xsk_client::wire::{BindMode, EndReason, InterfaceName, LeaseState, QueueLock};
+
+use crate::error::Failure;
+use crate::identity::Process;
+use crate::lease::{Lease, LeaseId, LeasedSocket};
+use crate::policy::KeptTerms;
+use crate::run_dir::{RunDirectory, SmallFile};
+
+/// The version that this broker writes, and the only one that it reads.
+const VERSION: u32 = 1;
+/// What names begin and end with; the lease's number is between.
+pub const BEGINNING: &str = "lease-";
+const END: &str = ".json";
+/// Many times what the largest lease needs.
+const MOST_BYTES: u64 = 64 * 1024;
+
+/// A lease, as it is written down.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Record {
+    version: u32,
+    /// Its number.
+    pub lease: u64,
+    /// How far it has come.
+    pub stage: Stage,
+    /// Why it has ended.
+    pub ended: Option<EndReason>,
+    /// The boot in which it was written: ids begin anew with each.
+    pub boot: String,
+    /// When it began, in milliseconds of CLOCK_MONOTONIC.
+    pub since_ms: u64,
+    /// Who asked and is charged.
+    pub requester: RecordedRequester,
+    /// The process that it lives and dies with.
+    pub holder: RecordedHolder,
+    /// The device's name then.
+    pub interface: InterfaceName,
+    /// The device's index, which a rename does not change.
+    pub interface_index: u32,
+    /// The lock under which its sockets left.
+    pub queue_lock: QueueLock,
+    /// On which terms.
+    pub terms: KeptTerms,
+    /// One for each socket that was made.
+    pub sockets: Vec<RecordedSocket>,
+    /// The requester's text.
+    pub label: Option<String>,
+}
+
+/// How far a lease has come, as far as the next broker has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Its sockets are being made, handed over and bound.
+    Pending,
+    /// Packets are redirected to it.
+    Active,
+    /// It has ended, and the kernel may hold its queues.
+    Ended,
+}
+
+/// Who asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecordedRequester {
+    /// As the kernel attested it.
+    pub uid: u32,
+    /// The same.
+    pub gid: u32,
+    /// The same.
+    pub groups: Vec<u32>,
+    /// For the log.
+    pub pid: u32,
+}
+
+/// Who holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecordedHolder {
+    /// Its uid when it connected, or when the lease was moved to it.
+    pub uid: u32,
+    /// Its id, which alone says nothing.
+    pub pid: u32,
+    /// The inode of its pidfd: its own from Linux 6.9.
+    pub pidfd_inode: u64,
+    /// When it started, in clock ticks since boot.
+    pub start_ticks: u64,
+}
+
+/// One socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecordedSocket {
+    /// The queue.
+    pub queue: u32,
+    /// In which mode it is bound, once that was seen.
+    pub mode: Option<BindMode>,
+    /// Its inode, by which root finds who has it.
+    pub inode: Option<u64>,
+    /// What the queue had counted when its slot was filled; absent where it has none.
+    pub redirected_before: Option<u64>,
+}
+
+/// A record that is not taken, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}{}: {why}", position(*.at))]
+pub struct BadRecord {
+    /// The name of the file.
+    pub file: String,
+    /// Line and column, from 1.
+    pub at: Option<(usize, usize)>,
+    /// In words.
+    pub why: String,
+}
+
+fn position(at: Option<(usize, usize)>) -> String {
+    at.map_or_else(String::new, |(line, column)| format!(":{line}:{column}"))
+}
+
+impl Record {
+    /// A lease as it is now.
+    pub fn of(lease: &Lease, boot: &str) -> Self {
+        let (requester, holder) = (lease.requester(), lease.holder());
+        Self {
+            version: VERSION,
+            lease: lease.id().0,
+            stage: match lease.state {
+                LeaseState::Reserved | LeaseState::HandedOver => Stage::Pending,
+                LeaseState::Active => Stage::Active,
+                LeaseState::Ending | LeaseState::Lingering | LeaseState::Freed => Stage::Ended,
+            },
+            ended: lease.ended.map(|(reason, _)| reason),
+            boot: boot.to_owned(),
+            since_ms: monotonic_ms().saturating_sub(u64::try_from(lease.age().as_millis()).unwrap_or(0)),
+            requester: RecordedRequester {
+                uid: requester.subject.uid,
+                gid: requester.subject.gid,
+                groups: requester.subject.groups.clone(),
+                pid: requester.pid,
+            },
+            holder: RecordedHolder::of(holder, lease.holder_uid()),
+            interface: lease.device().name.clone(),
+            interface_index: lease.device().index,
+            queue_lock: lease.queue_lock(),
+            terms: lease.terms().kept(),
+            sockets: lease.sockets.iter().map(LeasedSocket::recorded).collect(),
+            label: lease.label.clone(),
+        }
+    }
+
+    /// The name of a lease's file.
+    pub fn file_name(lease: LeaseId) -> String {
+        format!("{BEGINNING}{lease}{END}")
+    }
+
+    /// As it is written: a member a line, so that an error has a line that says something.
+    ///
+    /// # Errors
+    ///
+    /// None that a record could cause.
+    pub fn encode(&self) -> Result<Vec<u8>, Failure> {
+        let mut text = serde_json::to_vec_pretty(self).map_err(|error| {
+            Failure::kernel(
+                "encode",
+                Self::file_name(LeaseId(self.lease)),
+                std::io::Error::from(error),
+            )
+        })?;
+        text.push(b'\n');
+        Ok(text)
+    }
+
+    /// Reads one, as strictly as it was written. `owners` may have written it: the broker's account, and root.
+    ///
+    /// # Errors
+    ///
+    /// [`BadRecord`].
+    pub fn read(directory: &RunDirectory, file: &str, owners: &[u32]) -> Result<Self, BadRecord> {
+        let bad = |why: String| BadRecord {
+            file: file.to_owned(),
+            at: None,
+            why,
+        };
+        let SmallFile { text, owner, mode } = directory
+            .read(file, MOST_BYTES)
+            .map_err(|error| bad(format!("cannot be read: {error}")))?;
+        if !owners.contains(&owner) {
+            return Err(bad(format!(
+                "belongs to uid {owner}, and only the broker's own are believed"
+            )));
+        }
+        if mode & 0o022 != 0 {
+            return Err(bad(format!("can be written by others (mode {mode:04o})")));
+        }
+        if u64::try_from(text.len()).unwrap_or(u64::MAX) > MOST_BYTES {
+            return Err(bad(format!("is longer than {MOST_BYTES} bytes")));
+        }
+        Self::decode(file, &text)
+    }
+
+    /// Reads the text of one.
+    ///
+    /// # Errors
+    ///
+    /// [`BadRecord`] with line and column.
+    pub fn decode(file: &str, text: &[u8]) -> Result<Self, BadRecord> {
+        /// What every version has.
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+
+        let bad = |at, why: String| BadRecord {
+            file: file.to_owned(),
+            at: Some(at),
+            why,
+        };
+        let wrong = |error: serde_json::Error| {
+            // Its own words end with the place.
+            let words = error.to_string();
+            let words = words.rsplit_once(" at line ").map_or(&*words, |(words, _)| words);
+            bad((error.line(), error.column()), words.to_owned())
+        };
+        let at = |member: &str| place_of(text, member);
+        let Versioned { version } = serde_json::from_slice(text).map_err(wrong)?;
+        if version != VERSION {
+            return Err(bad(
+                at("version"),
+                format!("is of version {version}, and this broker knows {VERSION} alone"),
+            ));
+        }
+        let record: Self = serde_json::from_slice(text).map_err(wrong)?;
+        if Self::file_name(LeaseId(record.lease)) != file {
+            let why = format!(
+                "is of lease {}, which is not what the file is called by",
+                record.lease
+            );
+            return Err(bad(at("lease"), why));
+        }
+        if record.stage == Stage::Active && record.sockets.len() != record.terms.queues().len() {
+            let why = format!(
+                "an active lease has a socket for each of its {} queues, and this one has {}",
+                record.terms.queues().len(),
+                record.sockets.len(),
+            );
+            return Err(bad(at("sockets"), why));
+        }
+        let granted = record.terms.queues().iter();
+        let first = granted.take(record.sockets.len());
+        if !first.eq(record.sockets.iter().map(|socket| socket.queue)) {
+            let why = "a socket's queue is not among those of the terms, or out of order".to_owned();
+            return Err(bad(at("sockets"), why));
+        }
+        if record.stage == Stage::Ended && record.ended.is_none() {
+            return Err(bad(at("ended"), "a lease that has ended has a reason".to_owned()));
+        }
+        Ok(record)
+    }
+
+    /// The queues whose slots its holder's sockets are in.
+    pub fn filled(&self) -> impl Iterator<Item = u32> + '_ {
+        let filled = |socket: &&RecordedSocket| socket.redirected_before.is_some();
+        self.sockets.iter().filter(filled).map(|socket| socket.queue)
+    }
+}
+
+impl RecordedSocket {
+    /// One of which nothing was written down.
+    pub fn unknown(queue: u32) -> Self {
+        Self {
+            queue,
+            mode: None,
+            inode: None,
+            redirected_before: None,
+        }
+    }
+}
+
+impl RecordedHolder {
+    /// A process now.
+    pub fn of(process: &Process, uid: u32) -> Self {
+        Self {
+            uid,
+            pid: process.pid(),
+            pidfd_inode: process.inode(),
+            start_ticks: process.start_ticks(),
+        }
+    }
+
+    /// The process, if it still runs.
+    pub fn find(&self) -> Option<Process> {
+        Process::find_same(self.pid, self.pidfd_inode, self.start_ticks)
+    }
+
+    /// The process, as one that is no more.
+    pub fn gone(&self) -> Process {
+        Process::gone(self.pid, self.pidfd_inode, self.start_ticks)
+    }
+}
+
+/// CLOCK_MONOTONIC, by which ages are told.
+pub fn monotonic_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
+
+/// Line and column of a member of the record itself.
+fn place_of(text: &[u8], member: &str) -> (usize, usize) {
+    let text = String::from_utf8_lossy(text);
+    // As it is written: members of members stand further to the right.
+    let found = text.find(&format!("\n  \"{member}\"")).map_or(0, |at| at + 3);
+    let before = text.get(..found).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    (line, column)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"{
+  "version": 1,
+  "lease": 7,
+  "stage": "active",
+  "ended": null,
+  "boot": "b",
+  "sinceMs": 12,
+  "requester": { "uid": 1000, "gid": 1000, "groups": [], "pid": 11 },
+  "holder": { "uid": 1000, "pid": 11, "pidfdInode": 5, "startTicks": 99 },
+  "interface": "eth0",
+  "interfaceIndex": 2,
+  "queueLock": "none",
+  "terms": {
+    "rule": "a", "queues": [2, 3], "sockets": "prepared", "direction": "rx_tx", "mode": null, "umem": null,
+    "rings": { "fill": 64, "completion": 64, "rx": 64, "tx": 64 }, "busyPoll": null, "insert": "when-bound",
+    "zeroCopy": "allowed", "activateWithinMs": 5000
+  },
+  "sockets": [
+    { "queue": 2, "mode": "copy", "inode": 1, "redirectedBefore": 0 },
+    { "queue": 3, "mode": "copy", "inode": 2, "redirectedBefore": 0 }
+  ],
+  "label": null
+}
+"#;
+
+    fn refusal(text: &str) -> String {
+        Record::decode("lease-7.json", text.as_bytes())
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let record = Record::decode("lease-7.json", GOOD.as_bytes()).unwrap();
+        assert_eq!(Vec::from_iter(record.filled()), [2, 3]);
+        let again = Record::decode("lease-7.json", &record.encode().unwrap()).unwrap();
+        assert_eq!(again, record);
+    }
+
+    #[test]
+    fn what_is_torn_is_refused_wherever_it_was_torn() {
+        for length in 0..GOOD.trim_end().len() {
+            assert!(
+                Record::decode("lease-7.json", &GOOD.as_bytes()[..length]).is_err(),
+                "{length}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_was_changed_is_refused_with_the_line() {
+        let changed = |from: &str, to: &str| refusal(&GOOD.replacen(from, to, 1));
+        for (from, to, expected) in [
+            (
+                "\"version\": 1",
+                "\"version\": 2",
+                "lease-7.json:2:3: is of version 2",
+            ),
+            ("\"lease\": 7", "\"lease\": 8", "lease-7.json:3:3: is of lease 8"),
+            ("\"active\"", "\"actve\"", "lease-7.json:4:"),
+            ("\"uid\": 1000", "\"uid\": -1", "lease-7.json:8:"),
+            ("\"label\"", "\"labl\"", "lease-7.json:22:"),
+            ("[2, 3]", "[2, 2]", "lease-7.json:14:"),
+            ("[2, 3]", "[2, 3, 4]", "lease-7.json:18:3: an active lease"),
+            (
+                "\"queue\": 3",
+                "\"queue\": 4",
+                "lease-7.json:18:3: a socket's queue",
+            ),
+            ("eth0", "eth/0", "lease-7.json:10:"),
+        ] {
+            let words = changed(from, to);
+            assert!(words.starts_with(expected), "{from} -> {to}: {words}");
+        }
+        assert!(refusal(&(GOOD.to_owned() + "x")).contains("trailing characters"));
+        // Whatever a later version has, its number is what is told.
+        assert!(refusal("{ \"version\": 9, \"more\": {} }").contains("is of version 9"));
+    }
+}
