@@ -3,6 +3,7 @@
 //! One binary is the daemon and its command line; this library is what both, the tests and the fuzzers share.
 //! Read [`grant`] first: it is one grant from top to bottom. [`end`] is its counterpart.
 
+pub mod activation;
 pub mod adopt;
 pub mod agenda;
 pub mod audit;
@@ -24,6 +25,7 @@ pub mod lease;
 pub mod links;
 pub mod misfit;
 pub mod monitor;
+pub mod notify;
 mod outgoing;
 pub mod policy;
 pub mod privileges;

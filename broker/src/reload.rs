@@ -30,6 +30,7 @@ use crate::identity::Peer;
 use crate::kernel::queue_lock::QueueLocks;
 use crate::lease::{Lease, LeaseId};
 use crate::misfit::{self, Misfits};
+use crate::notify;
 use crate::policy::{Diagnostic, InterfaceSettings, Loaded, Origin, Policy, PolicyError, Severity};
 
 /// Where the policy is read from, by one at a time: or what was read first could come into force last.
@@ -81,7 +82,22 @@ pub async fn reload(
         .call(Turn::First, |engine| Arc::clone(&engine.policy_source))
         .await?;
     let _turn = source.turn.lock().await;
-    let read = read_apart(Arc::clone(&source)).await?;
+    notify::reloading();
+    let reloaded = reload_in_turn(engine, &source, by, unwanted).await;
+    match &reloaded {
+        Ok(_) => notify::ready(engine).await?,
+        Err(error) => notify::unchanged(&chain(error)),
+    }
+    reloaded
+}
+
+async fn reload_in_turn(
+    engine: &EngineHandle,
+    source: &Arc<PolicySource>,
+    by: Option<Arc<Peer>>,
+    unwanted: Unwanted,
+) -> Result<Reloaded, Error> {
+    let read = read_apart(Arc::clone(source)).await?;
     engine
         .call(Turn::First, move |engine| {
             let by = by.as_deref();

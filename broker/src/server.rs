@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use xsk_client::wire::{BrokerError, encode};
 
+use crate::activation::PassedSocket;
 use crate::adopt::Adopted;
 use crate::charge::{Accounts, Charge};
 use crate::connection::Connection;
@@ -28,6 +29,7 @@ use crate::kernel::link_events::LinkEvents;
 use crate::kernel::peer::refuse_passed_fds;
 use crate::kernel::readable::Readable;
 use crate::links;
+use crate::notify;
 use crate::quota::Resource;
 use crate::reload;
 use crate::report::Scope;
@@ -39,6 +41,14 @@ pub struct Listener {
     socket: StdListener,
     path: PathBuf,
     scope: Scope,
+    whose: Whose,
+}
+
+/// Who made a socket, and removes its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Ours,
+    ServiceManagers,
 }
 
 impl Listener {
@@ -64,17 +74,37 @@ impl Listener {
         let socket = StdListener::bind(path);
         rustix::process::umask(before);
         let socket = socket.map_err(|source| failed("bind", source))?;
+        Self::prepared(socket, path.to_owned(), scope, Whose::Ours)
+    }
+
+    /// Takes one that a service manager has bound.
+    ///
+    /// # Errors
+    ///
+    /// What fcntl says.
+    pub fn passed(passed: PassedSocket, scope: Scope) -> Result<Self, Failure> {
+        let PassedSocket { socket, path } = passed;
+        Self::prepared(socket, path, scope, Whose::ServiceManagers)
+    }
+
+    fn prepared(socket: StdListener, path: PathBuf, scope: Scope, whose: Whose) -> Result<Self, Failure> {
         socket
             .set_nonblocking(true)
-            .map_err(|source| failed("fcntl(O_NONBLOCK)", source))?;
+            .map_err(|source| Failure::kernel("fcntl(O_NONBLOCK)", path.display(), source))?;
         if let Err(error) = refuse_passed_fds(socket.as_fd()) {
             tracing::debug!(%error, "no SO_PASSRIGHTS here: fds that clients send are dropped by read(2)");
         }
         Ok(Self {
             socket,
-            path: path.to_owned(),
+            path,
             scope,
+            whose,
         })
+    }
+
+    /// Where clients connect to it.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 
@@ -96,10 +126,17 @@ pub async fn run(
     let mut paths = Vec::new();
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
-        let Listener { socket, path, scope } = listener;
+        let Listener {
+            socket,
+            path,
+            scope,
+            whose,
+        } = listener;
         let socket = UnixListener::from_std(socket).map_err(failed("epoll of a listener"))?;
         tasks.spawn(accept(socket, scope, engine.handle.clone(), accounts.clone()));
-        paths.push(path);
+        if whose == Whose::Ours {
+            paths.push(path);
+        }
     }
     tasks.spawn(watch_adopted(engine.adopted, engine.handle.clone()));
     for source in sources {
@@ -110,6 +147,9 @@ pub async fn run(
         tasks.spawn(watch_links(source, news, engine.handle.clone()));
     }
 
+    tasks.spawn(notify::watchdog(engine.handle.clone()));
+    notify::ready(&engine.handle).await?;
+
     let mut engine_ended = engine.ended;
     loop {
         tokio::select! {
@@ -118,11 +158,12 @@ pub async fn run(
             _ = hang_up.recv() => {
                 tasks.spawn(reload::at_signal(engine.handle.clone()));
             }
-            // Those that watch and accept go on for ever; a reload is over.
+            // Those that accept and watch go on for ever; a reload is over.
             Some(_) = tasks.join_next() => {}
             _ = &mut engine_ended => return Err(Failure::EngineStopped),
         }
     }
+    notify::stopping();
     tasks.shutdown().await;
     stop(&engine.handle, engine_ended).await?;
     for path in paths {

@@ -65,8 +65,10 @@ mod rogue_memlock;
 mod rogue_scene;
 mod rogue_user_namespace;
 mod scene;
+mod service;
 mod shared_umem;
 mod turns;
+mod units;
 mod varlink_file;
 mod wire_fds;
 mod wire_framing;
@@ -81,6 +83,7 @@ mod zero_copy_rule;
 
 e2e::bodies![
     e2e::connector::connector,
+    e2e::service_manager::as_service,
     datapath_options::asks_for,
     fixture_users::report_status,
     fixture_users::sleep_long,

@@ -16,6 +16,7 @@ use crate::binaries;
 use crate::connector::Connector;
 use crate::patience::stretched;
 use crate::process::Process;
+use crate::service_manager::Service;
 use crate::sys;
 use crate::uids::{Uid, User};
 use crate::world::{Side, World};
@@ -70,6 +71,7 @@ pub struct BrokerBuilder {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     open_files: Option<u64>,
+    service: Option<Service>,
 }
 
 impl BrokerBuilder {
@@ -98,6 +100,13 @@ impl BrokerBuilder {
     #[must_use]
     pub fn open_files(mut self, most: u64) -> Self {
         self.open_files = Some(most);
+        self
+    }
+
+    /// Started by a service manager, with what that passes and limits.
+    #[must_use]
+    pub fn service(mut self, service: Service) -> Self {
+        self.service = Some(service);
         self
     }
 
@@ -142,6 +151,7 @@ impl<'w> BrokerProcess<'w> {
             arguments: Vec::new(),
             environment: vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())],
             open_files: None,
+            service: None,
         }
     }
 
@@ -204,8 +214,11 @@ impl<'w> BrokerProcess<'w> {
     /// The audit log until now: one JSON object a line.
     pub fn audit(&self) -> Result<Vec<serde_json::Value>> {
         let lines = self.process.stdout();
+        // Before it became the broker, a service's process had another program.
+        let is_before = |line: &&String| self.builder.service.is_some() && !line.starts_with('{');
         lines
             .iter()
+            .skip_while(is_before)
             .map(|line| serde_json::from_str(line).with_context(|| line.clone()))
             .collect()
     }
@@ -325,18 +338,28 @@ pub fn start_cli(world: &World, user: Option<&User>, arguments: &[&str]) -> Resu
 
 fn spawn(world: &World, builder: &BrokerBuilder, uid: &Uid) -> Result<Process> {
     let paths = &builder.paths;
-    let mut command = Command::new(world.install("xsk-broker", &binaries::broker()?)?);
+    let program = world.install("xsk-broker", &binaries::broker()?)?;
+    let options = [
+        ("--policy", paths.policy()),
+        ("--run-dir", paths.run_dir()),
+        ("--bpf-dir", paths.bpf_dir()),
+        ("--socket", paths.socket()),
+        ("--control-socket", paths.control_socket()),
+        ("--user", uid.number().to_string().into()),
+    ];
+    let mut arguments = vec!["serve".to_owned()];
+    for (option, value) in options {
+        arguments.extend([option.to_owned(), value.display().to_string()]);
+    }
+    arguments.extend(builder.arguments.iter().cloned());
+    if let Some(service) = &builder.service {
+        return service.start(world, &program, &arguments, &builder.environment);
+    }
+    let mut command = Command::new(program);
     command
         .env_clear()
         .envs(builder.environment.iter().map(|(name, value)| (name, value)))
-        .arg("serve")
-        .args([Path::new("--policy"), &paths.policy()])
-        .args([Path::new("--run-dir"), &paths.run_dir()])
-        .args([Path::new("--bpf-dir"), &paths.bpf_dir()])
-        .args([Path::new("--socket"), &paths.socket()])
-        .args([Path::new("--control-socket"), &paths.control_socket()])
-        .args(["--user", &uid.number().to_string()])
-        .args(&builder.arguments);
+        .args(&arguments);
     if let Some(most) = builder.open_files {
         let limit = Rlimit {
             current: Some(most),

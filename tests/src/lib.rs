@@ -30,6 +30,7 @@ pub mod qemu_netdev;
 pub mod queue_program;
 pub mod raw_client;
 pub mod raw_xsk;
+pub mod service_manager;
 pub mod sink_program;
 pub mod skip;
 pub mod status;

@@ -11,6 +11,7 @@ use rustix::process::{Resource as Limit, Rlimit, getrlimit, setrlimit};
 
 use super::exit::Exit;
 use super::user::User;
+use crate::activation::{Passed, PassedSocket};
 use crate::audit::{Audit, Event, Line};
 use crate::charge::Accounts;
 use crate::engine::{self, Parts};
@@ -32,6 +33,9 @@ use crate::server::{self, Listener};
 /// one JSON object a line, goes to standard output, other messages to standard error (RUST_LOG sets how many).
 ///
 /// SIGHUP and `xsk-broker reload` have it read its policy anew, with the same files: they have to be readable for its user.
+///
+/// A service manager is told when it is ready, reloads and stops (sd_notify), sees that it is alive where it wants to
+/// (WatchdogSec=), and may have opened its sockets for it, by the names `broker` and `control` (FileDescriptorName=).
 ///
 /// SIGTERM and SIGINT end it and leave what is held: holders go on receiving, as after a crash, and the next broker takes
 /// their leases over. `xsk-broker purge` takes down what is left.
@@ -120,6 +124,11 @@ struct Started {
 }
 
 fn start(args: &ServeArgs) -> anyhow::Result<Started> {
+    // 0. What a service manager has left to this process, before anything else is open.
+    let mut passed = Passed::take()?;
+    let for_clients = passed.listener(Scope::Own, args.socket.as_deref())?;
+    let for_operators = passed.listener(Scope::All, args.control_socket.as_deref())?;
+
     // 1. Root, and an account to end as.
     if !rustix::process::geteuid().is_root() {
         bail!("serve must be started by root; it gives root up by itself (see --user)");
@@ -148,17 +157,14 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     let locks = queue_lock_parts(&loaded.policy, &args.run_dir, &pins)?;
 
     // 5. The sockets, with their final modes, and the kernel's news of devices.
-    let socket = args
-        .socket
-        .clone()
-        .unwrap_or_else(|| args.run_dir.join("broker.sock"));
-    let control = args
-        .control_socket
-        .clone()
-        .unwrap_or_else(|| args.run_dir.join("control.sock"));
     let listeners = [
-        Listener::bind(&socket, Scope::Own)?,
-        Listener::bind(&control, Scope::All)?,
+        listener(for_clients, Scope::Own, args.socket.as_deref(), &args.run_dir)?,
+        listener(
+            for_operators,
+            Scope::All,
+            args.control_socket.as_deref(),
+            &args.run_dir,
+        )?,
     ];
     let mut links = vec![LinkEvents::links().context("cannot watch devices over rtnetlink")?];
     match LinkEvents::queues() {
@@ -199,8 +205,8 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     let accounts = Accounts::new(loaded.policy.limits().within_open_files(open_files));
     let message = format!(
         "serving {} and {} as uid {}",
-        socket.display(),
-        control.display(),
+        listeners[0].path().display(),
+        listeners[1].path().display(),
         account.uid
     );
     audit.write(&Line::new(Event::Started).message(&message));
@@ -224,6 +230,24 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         links,
         _lock: lock,
     })
+}
+
+/// The socket for clients of that scope: a service manager's, or one of our own.
+fn listener(
+    passed: Option<PassedSocket>,
+    scope: Scope,
+    wanted: Option<&Path>,
+    run_dir: &Path,
+) -> anyhow::Result<Listener> {
+    if let Some(socket) = passed {
+        return Ok(Listener::passed(socket, scope)?);
+    }
+    let name = match scope {
+        Scope::Own => "broker.sock",
+        Scope::All => "control.sock",
+    };
+    let path = wanted.map_or_else(|| run_dir.join(name), Path::to_owned);
+    Ok(Listener::bind(&path, scope)?)
 }
 
 /// What queue locks take that only root can make: a policy that is read later may want them.

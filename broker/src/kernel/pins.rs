@@ -137,17 +137,19 @@ impl PinDirectory {
     }
 
     fn hand_to(&self, account: Account) -> Result<(), Failure> {
-        let failed = |source: rustix::io::Errno| Failure::kernel("fchown", self.path.display(), source);
+        let failed =
+            |call| move |source: rustix::io::Errno| Failure::kernel(call, self.path.display(), source);
         let (uid, gid) = (
             rustix::fs::Uid::from_raw(account.uid),
             rustix::fs::Gid::from_raw(account.gid),
         );
-        rustix::fs::fchown(&self.directory, Some(uid), Some(gid)).map_err(failed)?;
-        rustix::fs::fchmod(&self.directory, Mode::RWXU).map_err(failed)?;
+        rustix::fs::fchown(&self.directory, Some(uid), Some(gid)).map_err(failed("fchown"))?;
+        rustix::fs::fchmod(&self.directory, Mode::RWXU).map_err(failed("fchmod"))?;
         // What is pinned there by root would be closed to the account.
         for name in self.names()?.iter().filter(|name| Pinned::parse(name).is_some()) {
             let flags = AtFlags::SYMLINK_NOFOLLOW;
-            rustix::fs::chownat(&self.directory, name, Some(uid), Some(gid), flags).map_err(failed)?;
+            rustix::fs::chownat(&self.directory, name, Some(uid), Some(gid), flags)
+                .map_err(failed("fchownat"))?;
         }
         Ok(())
     }
