@@ -7,13 +7,12 @@
 
 #![expect(unsafe_code, reason = "addresses are copied from a ring")]
 
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::cast;
 use crate::metadata::TxMetadata;
 use crate::pool::{Pool, Share};
-use crate::ring::{Descriptor, Run};
+use crate::ring::Run;
 use crate::stamps::{Stamps, TxTimestamp};
 use crate::umem::Umem;
 
@@ -35,8 +34,9 @@ enum Place {
 #[derive(Debug)]
 pub(crate) struct Chunks {
     share: Share,
-    /// A stack: the chunk that was used last is likely to be in the cache. Its entries are checked when they are
-    /// taken, not when they are put.
+    /// A stack: the chunk that was used last is likely to be in the cache. Its entries are where chunks begin, each in
+    /// the umem; where one is in here twice, by a hostile ring, both cannot be lent at once, since batches lend one frame at
+    /// a time, and one that is made an owned frame is away.
     free: Box<[u64]>,
     free_count: usize,
     places: Box<[Place]>,
@@ -44,7 +44,9 @@ pub(crate) struct Chunks {
     away: usize,
     guests: usize,
     limit: u64,
-    aligned: bool,
+    chunk_bytes: u64,
+    /// Frames begin where their chunks do, and addresses are what they seem.
+    is_plain: bool,
     /// Addresses that a ring gave and that cannot be right.
     refused: u64,
 }
@@ -69,7 +71,8 @@ impl Chunks {
             away: 0,
             guests: 0,
             limit: 0,
-            aligned: umem.is_aligned(),
+            chunk_bytes: bytes,
+            is_plain: umem.is_plain(),
             refused: 0,
             share,
         };
@@ -178,18 +181,32 @@ impl Chunks {
         }
     }
 
-    /// Counts addresses at the start of `spare` as free which the completion ring has given. Those of guests go home.
+    /// Takes chunks that the completion ring has given, as many as there is room for, and says how many. Those of guests go
+    /// home. The time stamps of their frames go to `stamps`.
     #[inline]
-    pub(crate) fn sent(&mut self, count: usize) {
-        if self.guests == 0 && self.aligned {
-            return self.set_free_count(self.free_count + count);
+    pub(crate) fn take_sent(&mut self, sent: &Run<u64>, stamps: Option<&mut Stamps>) -> u32 {
+        let (limit, bytes) = (self.limit, self.chunk_bytes);
+        // Where addresses are not what they seem, each is looked at below.
+        let mask = if limit > 0 { !(bytes - 1) } else { u64::MAX };
+        let spare = self.spare();
+        let count = spare.len().min(sent.count as usize);
+        // SAFETY: the completion ring, which its caller has borrowed, is mapped; every x86-64 has SSE2.
+        let bits = unsafe { sent.copy_masked(spare, mask) };
+        // No address is above the bits of all.
+        match bits < limit {
+            true => self.set_free_count(self.free_count + count),
+            false => self.sort_sent(count, stamps),
         }
-        self.sort_sent(count);
+        cast::count(count)
     }
 
-    /// By whose they are; and as chunks, where the kernel cannot tell the chunk from an address in it.
+    /// Sorts what was copied to `spare`: by whose it is, and as chunks, where the kernel cannot tell the chunk from an
+    /// address in it.
     #[inline(never)]
-    fn sort_sent(&mut self, count: usize) {
+    fn sort_sent(&mut self, count: usize, stamps: Option<&mut Stamps>) {
+        if let Some(stamps) = stamps {
+            self.collect_stamps(count, stamps);
+        }
         let pool = Arc::clone(self.share.pool());
         let mut way_home = pool.way_home();
         let (start, end) = (self.free_count, self.free_count + count);
@@ -237,7 +254,7 @@ impl Chunks {
     }
 
     /// Reads the time stamps of frames that have come back, to which the first `count` addresses of `spare` lead.
-    pub(crate) fn collect_stamps(&self, count: usize, stamps: &mut Stamps) {
+    fn collect_stamps(&self, count: usize, stamps: &mut Stamps) {
         let umem = self.umem();
         let start = u64::from(umem.tx_offset());
         for address in self.free[self.free_count..].iter().take(count) {
@@ -261,7 +278,7 @@ impl Chunks {
     }
 
     /// Room for chunks that come free.
-    pub(crate) fn spare(&mut self) -> &mut [u64] {
+    fn spare(&mut self) -> &mut [u64] {
         &mut self.free[self.free_count..]
     }
 
@@ -269,6 +286,30 @@ impl Chunks {
     #[inline]
     pub(crate) fn top(&mut self) -> *mut u64 {
         self.spare().as_mut_ptr()
+    }
+
+    /// How many of the topmost `most` entries may be lent one after another, which then say where their frames begin: all,
+    /// or one where chunks must be admitted one by one, or none.
+    #[inline]
+    pub(crate) fn open_top(&mut self, most: u32) -> u32 {
+        match self.limit > 0 {
+            true => most,
+            false => self.open_one(most),
+        }
+    }
+
+    #[inline(never)]
+    extern "C" fn open_one(&mut self, most: u32) -> u32 {
+        while most > 0
+            && let Some(&entry) = self.free().last() {
+            let start = self.admit_free(entry);
+            if start != REFUSED {
+                self.free[self.free_count - 1] = start;
+                return 1;
+            }
+            self.drop_top();
+        }
+        0
     }
 
     /// Of the topmost `count` chunks all but the last `left` were used, from the bottom up.
@@ -280,6 +321,17 @@ impl Chunks {
         if left > 0 && left < count {
             self.free.copy_within(end - left..end, end - count);
         }
+        if left > 0 && !self.is_plain {
+            self.close_one();
+        }
+    }
+
+    /// The topmost entry names its chunk again: with unaligned chunks the fill ring wants that.
+    #[cold]
+    fn close_one(&mut self) {
+        if let Some(entry) = self.free[..self.free_count].last_mut() {
+            *entry -= self.share.pool().umem().offset_in_chunk(*entry);
+        }
     }
 
     /// Forgets the topmost chunk.
@@ -287,18 +339,19 @@ impl Chunks {
         self.set_free_count(self.free_count - 1);
     }
 
-    /// Takes the chunks of frames that were received and dropped.
-    #[inline(never)]
-    pub(crate) extern "C" fn take_back(&mut self, frames: Run<Descriptor>) {
-        let spare = self.spare();
-        let room = Run {
-            start: NonNull::from(&mut *spare).cast(),
-            count: cast::count(spare.len()),
-        };
-        debug_assert!(frames.count <= room.count, "no room to recycle");
-        // SAFETY: a batch's entries are in its ring's mapping; the free list is ours, and somewhere else.
-        let count = unsafe { frames.copy_addresses(&room) };
-        self.free_count += count as usize;
+    /// Takes the chunks of frames that were received, admitted and dropped.
+    pub(crate) fn take_back(&mut self, addresses: impl IntoIterator<Item = u64>) {
+        for address in addresses {
+            let umem = self.share.pool().umem();
+            let address = umem.flat(address);
+            let start = address - umem.offset_in_chunk(address);
+            let Some(place) = self.free.get_mut(self.free_count) else {
+                debug_assert!(false, "no room to recycle");
+                return;
+            };
+            *place = start;
+            self.free_count += 1;
+        }
     }
 
     /// How many chunks are free now, after somebody wrote to `spare` or took from the end of `free`.
@@ -323,7 +376,7 @@ impl Chunks {
     }
 
     fn set_limit(&mut self) {
-        self.limit = match self.share.is_whole() && self.umem().is_plain() && self.away == 0 {
+        self.limit = match self.share.is_whole() && self.is_plain && self.away == 0 {
             true => self.umem().len(),
             false => 0,
         };
@@ -332,6 +385,8 @@ impl Chunks {
 
 #[cfg(test)]
 mod tests {
+    use std::ptr::NonNull;
+
     use super::*;
     use crate::umem::UmemOptions;
 
@@ -339,6 +394,15 @@ mod tests {
         let umem = Umem::new(&UmemOptions::new().chunks(chunks)).unwrap();
         let shares = Pool::divide(umem, count).unwrap();
         shares.into_iter().map(Chunks::new).collect()
+    }
+
+    fn sent(chunks: &mut Chunks, addresses: &[u64]) {
+        let mut addresses = addresses.to_vec();
+        let run = Run {
+            start: NonNull::from(addresses.as_mut_slice()).cast(),
+            count: cast::count(addresses.len()),
+        };
+        assert_eq!(chunks.take_sent(&run, None), run.count);
     }
 
     fn admits(chunks: &mut Chunks, address: u64, length: u64) -> bool {
@@ -360,8 +424,7 @@ mod tests {
         assert_eq!(chunks.admit_free(6000 | 256 << 48), 6000);
         // A frame that was sent from within its chunk comes back as the chunk.
         chunks.set_free_count(3);
-        chunks.spare()[0] = 3256;
-        chunks.sent(1);
+        sent(&mut chunks, &[3256]);
         assert_eq!(chunks.free(), [9000, 6000, 3000, 3000]);
     }
 
@@ -399,8 +462,7 @@ mod tests {
         assert!(!admits(&mut home, 0, 1) && !admits(&mut other, 0, 1));
         // One of its own, the guest, the guest again, one that it never had.
         other.set_free_count(3);
-        other.spare()[..4].copy_from_slice(&[4 * 2048, 256, 256, 2048]);
-        other.sent(4);
+        sent(&mut other, &[4 * 2048, 256, 256, 2048]);
         assert_eq!(other.free().len(), 4);
         assert_eq!(other.refused(), 1 + 2);
         assert!(!admits(&mut home, 0, 1));

@@ -2,14 +2,11 @@
 
 #![expect(unsafe_code, reason = "entries of a ring are written through a raw pointer")]
 
-use std::ptr;
-
 use crate::cast;
 use crate::ring::{Descriptor, Run};
 
 /// Entries of the TX ring that lie one after another.
 #[derive(Debug, Clone, Copy)]
-#[repr(C)]
 pub(crate) struct TxRun {
     first: *mut Descriptor,
     pub(crate) next: *mut Descriptor,
@@ -17,12 +14,6 @@ pub(crate) struct TxRun {
 }
 
 impl TxRun {
-    pub(crate) const NONE: Self = Self {
-        first: ptr::null_mut(),
-        next: ptr::null_mut(),
-        end: ptr::null_mut(),
-    };
-
     #[inline]
     pub(crate) fn new(run: Run<Descriptor>) -> Self {
         let first = run.start.as_ptr();
@@ -37,12 +28,6 @@ impl TxRun {
     #[inline]
     pub(crate) fn written(&self) -> u32 {
         cast::count((self.next.addr() - self.first.addr()) / size_of::<Descriptor>())
-    }
-
-    /// How many are left to write.
-    #[inline]
-    pub(crate) fn left(&self) -> u32 {
-        cast::count((self.end.addr() - self.next.addr()) / size_of::<Descriptor>())
     }
 
     /// Writes one.
@@ -65,11 +50,13 @@ impl TxRun {
 /// It is in a mapped TX ring, and reserved for the caller.
 #[inline]
 pub(crate) unsafe fn write_entry(entry: *mut Descriptor, address: u64, length: u32, options: u32) {
-    let descriptor = Descriptor {
-        address,
-        length,
-        options,
+    // By its two halves: one store less than by its three parts.
+    let (length, options) = (u64::from(length), u64::from(options));
+    let rest = match cfg!(target_endian = "little") {
+        true => length | options << 32,
+        false => length << 32 | options,
     };
+    let halves = [address, rest];
     // SAFETY: aligned, as all entries are; the kernel reads it only after it was published.
-    unsafe { entry.write(descriptor) };
+    unsafe { entry.cast::<[u64; 2]>().write(halves) };
 }

@@ -1,19 +1,20 @@
 //! A batch of received frames.
 //!
-//! This is the hot path, and its shape comes from counting instructions. A batch is a run of descriptors that lie one
-//! after another in the RX ring, counted up to 0 from behind its end, so that one addition steps and compares. A frame
-//! that is dropped costs nothing: chunks of frames that nobody kept go back run by run, when the batch ends or somebody
-//! keeps one. TX entries are reserved when the first frame is sent. Everything is published once, when the batch is
+//! This is the hot path, and its shape comes from counting instructions. Descriptors are copied out of the RX ring and
+//! checked as a whole (`ring/bulk.rs`); what a batch looks at are these copies, which nobody else can change. So the
+//! next frame costs a step, and a frame that is dropped costs nothing: its chunk goes back with all the others when the
+//! batch ends. TX entries are reserved when the first frame is sent. Everything is published once, when the batch is
 //! dropped. A batch that is leaked publishes nothing: its frames are then still in the RX ring.
+//!
+//! Frames that the check of the whole does not clear, or that come after one that went elsewhere, are admitted one by
+//! one, just before they are lent.
 //!
 //! What is called for what is rare takes and gives single values and cannot unwind (it is `extern "C"`): a batch whose
 //! address went anywhere, be it to a drop while unwinding, could not be kept in registers.
 
-#![expect(
-    unsafe_code,
-    reason = "slices over received frames, and batches walked by pointer"
-)]
+#![expect(unsafe_code, reason = "slices over received frames")]
 
+use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::{fmt, hint, slice};
@@ -24,188 +25,129 @@ use crate::entries::TxRun;
 use crate::frame::{Frame, Unsent, UnsentReason};
 use crate::ring::{Descriptor, PACKET_CONTINUES, Run};
 use crate::transmit::Transmit;
-use crate::xsk::Xsk;
+use crate::xsk::Core;
 
-/// The size of an entry, as steps are counted.
-const STEP: isize = size_of::<Descriptor>().cast_signed();
-
-/// Of how many frames a packet may be (`MAX_SKB_FRAGS` and the first, include/linux/skbuff.h).
-const MOST_FRAMES: u32 = 18;
-
-/// Received frames, from [`Xsk::receive`].
+/// Received frames, from [`Xsk::receive`](crate::Xsk::receive).
 ///
 /// One frame at a time: `next_frame` borrows the batch until the frame is dropped, sent, or made an owned one. So even
 /// a ring that names a chunk twice cannot make two slices of it. Frames that were not looked at stay in the ring.
 pub struct Received<'x> {
-    xsk: &'x mut Xsk,
-    walk: Walk,
+    core: &'x mut Core,
+    /// Copies of the ring's entries. Whoever keeps a frame's chunk marks it as [`KEPT`].
+    frames: &'x [Cell<Descriptor>],
+    /// Those that are left to look at.
+    left: slice::Iter<'x, Cell<Descriptor>>,
+    /// Whether they must be admitted one by one.
+    guarded: bool,
     umem: NonNull<u8>,
-    chunk_bytes: u64,
-    limit: u64,
+    /// How many are marked, apart from those that `tx` has written.
+    kept: u32,
     tx: TxRun,
 }
 
-/// How far a batch has come.
-#[derive(Debug)]
-struct Walk {
-    /// One past the last entry of the run.
-    end: *const Descriptor,
-    /// The next frame, in bytes from `end`: 0 when the run is over.
-    next: isize,
-    /// From here to `next` are frames whose chunks go back; whoever keeps one moves it on.
-    dropped: isize,
-    /// How many there were.
-    count: u32,
-    /// 1 where the next entry was refused, which ends the batch.
-    refused: u32,
-}
-
-impl Walk {
-    #[inline]
-    fn new(run: &Run<Descriptor>) -> Self {
-        let first = -((run.count as usize).cast_signed() * STEP);
-        Self {
-            end: run.end(),
-            next: first,
-            dropped: first,
-            count: run.count,
-            refused: 0,
-        }
-    }
-
-    /// The frame just read does not go back with the others, which do so now.
-    #[inline]
-    fn keep(&mut self, xsk: &mut Xsk) {
-        let last = self.next - STEP;
-        if self.dropped != last {
-            xsk.chunks.take_back(self.dropped_until(last));
-        }
-        self.dropped = self.next;
-    }
-
-    /// The entries of frames whose chunks go back.
-    #[inline]
-    fn dropped_until(&self, end: isize) -> Run<Descriptor> {
-        let start = self.end.wrapping_byte_offset(self.dropped).cast_mut();
-        Run {
-            // SAFETY: in the mapping, or at its end.
-            start: unsafe { NonNull::new_unchecked(start) },
-            count: steps(end - self.dropped),
-        }
-    }
-
-    #[inline]
-    fn left(&self) -> u32 {
-        steps(-self.next)
-    }
-}
-
-/// How many entries there are in so many bytes.
-#[inline]
-fn steps(bytes: isize) -> u32 {
-    cast::count(bytes.cast_unsigned() / size_of::<Descriptor>())
-}
+/// In place of a frame's address: its chunk does not go back with the others.
+pub(crate) const KEPT: u64 = REFUSED;
 
 impl<'x> Received<'x> {
-    /// `run` was peeked in the RX ring; the free list of `xsk` has room for as many.
+    /// `run` was peeked in the RX ring; the free list has room for as many, and so has `copies`.
     #[inline]
-    pub(crate) fn new(xsk: &'x mut Xsk, run: Run<Descriptor>) -> Self {
-        let umem = xsk.chunks.umem();
+    pub(crate) fn new(core: &'x mut Core, copies: &'x mut [Descriptor], run: &Run<Descriptor>) -> Self {
+        // SAFETY: the RX ring is `core`'s, and so mapped; every x86-64 has SSE2.
+        let extent = unsafe { run.copy_to(copies) };
+        let copies = copies.get_mut(..run.count as usize).unwrap_or_default();
+        let frames: &'x [Cell<Descriptor>] = Cell::from_mut(copies).as_slice_of_cells();
+        let umem = core.chunks.umem();
         let (memory, chunk_bytes) = (umem.memory().start(), u64::from(umem.chunk_bytes()));
+        let limit = core.chunks.limit();
         Self {
-            walk: Walk::new(&run),
+            core,
+            frames,
+            left: frames.iter(),
+            guarded: !extent.is_within(limit, chunk_bytes) && !are_within(frames, limit, chunk_bytes),
             umem: memory,
-            chunk_bytes,
-            limit: xsk.chunks.limit(),
-            tx: TxRun::NONE,
-            xsk,
+            kept: 0,
+            tx: TxRun::new(Run::NONE),
         }
     }
 
     /// How many frames are left to look at.
     pub fn len(&self) -> usize {
-        self.walk.left() as usize
+        self.left.len()
     }
 
     /// Whether none is left.
     pub fn is_empty(&self) -> bool {
-        self.walk.left() == 0
+        self.len() == 0
     }
 
-    /// The next frame. Dropping it recycles it.
+    /// The next frame. Dropping it recycles it. `None` at the batch's end.
     ///
-    /// `None` at the batch's end, and after an entry that names memory that it may not name: what comes behind that one
-    /// is for the next batch.
+    /// An entry of the ring that names memory that it may not name is passed over, and counted
+    /// ([`Xsk::refused_descriptors`](crate::Xsk::refused_descriptors)).
     #[inline]
     pub fn next_frame(&mut self) -> Option<RxFrame<'_, 'x>> {
-        if self.walk.next == 0 {
-            return None;
-        }
-        let entry = self.walk.end.wrapping_byte_offset(self.walk.next);
-        // SAFETY: before `end`, an entry of the mapped RX ring that was peeked.
-        let mut address = unsafe { Descriptor::read_address(entry) };
-        // SAFETY: as above.
-        let length = unsafe { Descriptor::read_length(entry) };
-        // The first byte and the one behind the last agree above the bits of a chunk, so the frame is in one chunk. One
-        // that ends with its chunk fails here and is admitted below: rare, and it saves an instruction.
-        let crossing = address ^ address.wrapping_add(u64::from(length));
-        #[expect(
-            clippy::if_same_then_else,
-            reason = "as one condition it would be computed in full before it is tested"
-        )]
-        if crossing >= self.chunk_bytes {
-            hint::cold_path();
-            address = self.admit(address, crossing);
-            if address == REFUSED {
-                self.walk.refused = 1;
-                return None;
+        loop {
+            let entry = self.left.next()?;
+            let Descriptor {
+                mut address, length, ..
+            } = entry.get();
+            if self.guarded {
+                hint::cold_path();
+                address = self.core.chunks.admit(address, length.into());
+                if address == REFUSED {
+                    self.keep(entry);
+                    continue;
+                }
             }
-        } else if address >= self.limit {
-            hint::cold_path();
-            address = self.admit(address, crossing);
-            if address == REFUSED {
-                self.walk.refused = 1;
-                return None;
-            }
+            return Some(RxFrame {
+                batch: self,
+                entry,
+                address,
+                length,
+            });
         }
-        self.walk.next += STEP;
-        Some(RxFrame {
-            batch: self,
-            address,
-            length,
-        })
     }
 
-    /// It takes what the caller has at hand: the address, and how it differs from that of the byte behind the last.
+    /// The chunk of a frame goes elsewhere, for a while or for good. Frames that were cleared before must be admitted anew:
+    /// a hostile ring may name that chunk again.
     #[inline]
-    fn admit(&mut self, address: u64, crossing: u64) -> u64 {
-        let length = (address ^ crossing).wrapping_sub(address);
-        self.xsk.chunks.admit(address, length)
+    fn give_away(&mut self, entry: &Cell<Descriptor>, address: u64) {
+        self.core.chunks.leave(address);
+        self.keep(entry);
+        self.guarded = true;
     }
 
-    /// The options of the frame just read.
-    fn options(&self) -> u32 {
-        let entry = self.walk.end.wrapping_byte_offset(self.walk.next - STEP);
-        // SAFETY: an entry of the run, which `next_frame` has read.
-        unsafe { Descriptor::read_options(entry) }
-    }
-
-    /// The chunk of the frame just read goes elsewhere.
+    /// The chunk of a frame does not go back.
     #[inline]
-    fn give_away(&mut self, address: u64) {
-        self.xsk.chunks.leave(address);
-        self.limit = 0;
-        self.walk.keep(self.xsk);
+    fn keep(&mut self, entry: &Cell<Descriptor>) {
+        mark(entry);
+        self.kept += 1;
     }
+}
+
+#[inline]
+fn mark(entry: &Cell<Descriptor>) {
+    let mut kept = entry.get();
+    kept.address = KEPT;
+    entry.set(kept);
+}
+
+/// Whether each frame lies in one chunk below `limit`.
+#[inline(never)]
+fn are_within(frames: &[Cell<Descriptor>], limit: u64, chunk_bytes: u64) -> bool {
+    frames.iter().all(|frame| {
+        let Descriptor { address, length, .. } = frame.get();
+        address < limit && (address & (chunk_bytes - 1)) + u64::from(length) <= chunk_bytes
+    })
 }
 
 impl Drop for Received<'_> {
     #[inline]
     fn drop(&mut self) {
-        // At most all: an entry that was refused may be another one by now, where somebody else writes to the ring.
-        let looked_at = (self.walk.count - self.walk.left() + self.walk.refused).min(self.walk.count);
-        let dropped = self.walk.dropped_until(self.walk.next);
-        self.xsk.finish_receive(looked_at, dropped, self.tx.written());
+        let looked_at = self.frames.len() - self.len();
+        let sent = self.tx.written();
+        let frames = self.frames.get(..looked_at).unwrap_or_default();
+        self.core.finish_receive(frames, self.kept + sent, sent);
     }
 }
 
@@ -220,6 +162,7 @@ impl fmt::Debug for Received<'_> {
 /// A received frame: its bytes, by `Deref`. Dropping it recycles it.
 pub struct RxFrame<'b, 'x> {
     batch: &'b mut Received<'x>,
+    entry: &'x Cell<Descriptor>,
     address: u64,
     length: u32,
 }
@@ -228,7 +171,7 @@ impl RxFrame<'_, '_> {
     /// The most bytes that it may have: up to the end of its chunk.
     #[inline]
     pub fn capacity(&self) -> usize {
-        let umem = self.batch.xsk.chunks.umem();
+        let umem = self.batch.core.chunks.umem();
         let chunk = u64::from(umem.chunk_bytes());
         cast::offset(chunk - umem.offset_in_chunk(self.address))
     }
@@ -240,7 +183,7 @@ impl RxFrame<'_, '_> {
     ///
     /// How many there are, if `bytes` is more.
     pub fn grow_front(&mut self, bytes: usize) -> Result<(), usize> {
-        let umem = self.batch.xsk.chunks.umem();
+        let umem = self.batch.core.chunks.umem();
         // The kernel wants room for what is asked of the device before each frame that is sent.
         let before = umem
             .offset_in_chunk(self.address)
@@ -275,7 +218,7 @@ impl RxFrame<'_, '_> {
     /// Whether the packet goes on with the next frame, perhaps of the next batch. Only sockets that are bound with
     /// [`BindOptions::multi_buffer`](crate::BindOptions::multi_buffer) receive such packets.
     pub fn continues(&self) -> bool {
-        self.batch.xsk.multi_buffer && self.batch.options() & PACKET_CONTINUES != 0
+        self.batch.core.multi_buffer && self.entry.get().options & PACKET_CONTINUES != 0
     }
 
     /// Makes it longer or shorter, up to its capacity. Bytes that become part of it are as they were left.
@@ -302,47 +245,31 @@ impl RxFrame<'_, '_> {
     /// Gives it back where the TX ring is full.
     #[inline]
     pub fn send(self) -> Result<(), Unsent<Self>> {
-        if self.batch.xsk.multi_buffer {
-            return self.send_part();
-        }
-        self.send_as(0)
-    }
-
-    /// A frame of a packet of several goes out as that, and the first one only where there is room for all.
-    #[inline(never)]
-    fn send_part(self) -> Result<(), Unsent<Self>> {
-        let continues = self.continues();
-        let batch = &mut *self.batch;
-        let written = batch.tx.written();
-        if continues && !batch.xsk.packet_open && !batch.xsk.has_room(written, MOST_FRAMES) {
-            return Err(Unsent {
-                frame: self,
-                reason: UnsentReason::RingFull,
-            });
-        }
-        self.send_as(if continues { PACKET_CONTINUES } else { 0 })
-    }
-
-    #[inline]
-    fn send_as(self, options: u32) -> Result<(), Unsent<Self>> {
         if self.batch.tx.next == self.batch.tx.end {
-            let wanted = self.batch.walk.left() + 1;
-            self.batch.tx = self.batch.xsk.more_tx(self.batch.tx.written(), wanted);
+            hint::cold_path();
+            let options = self.entry.get().options & PACKET_CONTINUES;
+            let written = self.batch.tx.written();
+            let wanted = cast::count(self.batch.len() + 1);
+            self.batch.kept += written;
+            let run = self.batch.core.tx_for_received(written, wanted, options);
+            self.batch.tx = TxRun::new(run);
             if self.batch.tx.next == self.batch.tx.end {
-                let reason = match self.batch.xsk.sends() {
+                let reason = match self.batch.core.sends() {
                     true => UnsentReason::RingFull,
                     false => UnsentReason::NoRing,
                 };
                 return Err(Unsent { frame: self, reason });
             }
-        }
-        // SAFETY: `next` is not `end`, just checked; the socket, and so the ring, is borrowed by the batch.
-        unsafe { self.batch.tx.write(self.address, self.length, options) };
-        if self.batch.xsk.multi_buffer {
-            self.batch.xsk.packet_open = options & PACKET_CONTINUES != 0;
+            // Where packets may be of several frames there was room for this one only, so that each comes by here.
+            let options = if self.batch.core.multi_buffer { options } else { 0 };
+            // SAFETY: as below.
+            unsafe { self.batch.tx.write(self.address, self.length, options) };
+        } else {
+            // SAFETY: `next` is not `end`, just checked; the socket, and so the ring, is borrowed by the batch.
+            unsafe { self.batch.tx.write(self.address, self.length, 0) };
         }
         // The chunk is the kernel's now.
-        self.batch.walk.keep(self.batch.xsk);
+        mark(self.entry);
         Ok(())
     }
 
@@ -355,18 +282,18 @@ impl RxFrame<'_, '_> {
     /// Gives it back where the TX ring has no room, or that socket has another umem.
     #[inline]
     pub fn forward(self, to: &mut Transmit<'_>) -> Result<(), Unsent<Self>> {
-        let pool = self.batch.xsk.chunks.pool();
+        let pool = self.batch.core.chunks.pool();
         if let Err(reason) = to.take_in(pool, self.address, self.length) {
             return Err(Unsent { frame: self, reason });
         }
-        self.batch.give_away(self.address);
+        self.batch.give_away(self.entry, self.address);
         Ok(())
     }
 
     /// Makes it an owned frame, which may outlive the batch.
     pub fn into_owned(self) -> Frame {
-        self.batch.give_away(self.address);
-        Frame::new(self.batch.xsk.chunks.pool().clone(), self.address, self.length)
+        self.batch.give_away(self.entry, self.address);
+        Frame::new(self.batch.core.chunks.pool().clone(), self.address, self.length)
     }
 
     #[inline]

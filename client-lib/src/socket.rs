@@ -105,15 +105,16 @@ impl Socket {
         if !tx.needs_wakeup() {
             return Ok(Kick::Done);
         }
-        for _ in 0..=in_flight / self.kick_frames.load(Ordering::Relaxed).max(1) {
+        let calls = in_flight / self.kick_frames.load(Ordering::Relaxed).max(1) + 1;
+        for _ in 0..calls {
             // A full batch of the kernel's ends with EAGAIN, whether there is more or not.
             if tx.is_drained() {
                 return Ok(Kick::Done);
             }
             match rustix::net::send(&self.fd, &[], SendFlags::DONTWAIT) {
-                Ok(_) => return Ok(Kick::Done),
                 // More than it sends at once; or no room for completions or in the socket's send buffer.
                 Err(Errno::AGAIN) => {}
+                Ok(_) => return Ok(Kick::Done),
                 // The device has no room, or is down for now: the frames wait in the ring.
                 Err(Errno::BUSY | Errno::NOBUFS | Errno::NETDOWN | Errno::INTR) => return Ok(Kick::Again),
                 Err(errno) => return Err(self.kick_error("sendto", errno)),

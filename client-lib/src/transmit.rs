@@ -17,14 +17,13 @@ use std::sync::Arc;
 use std::{fmt, hint, slice};
 
 use crate::cast;
-use crate::chunks::REFUSED;
 use crate::entries::write_entry;
 use crate::frame::{Frame, Unsent, UnsentReason};
 use crate::metadata::TxMetadata;
 use crate::pool::Pool;
 use crate::ring::{Descriptor, PACKET_CONTINUES, Run, TX_METADATA};
 use crate::stamps::TxRequest;
-use crate::xsk::Xsk;
+use crate::xsk::Core;
 
 /// The size of a free list's entry, as steps are counted.
 const STEP: isize = size_of::<u64>().cast_signed();
@@ -34,16 +33,13 @@ const SMALLEST_FRAME: usize = 2048 - 256;
 /// A TX entry is so much larger.
 const RATIO: isize = size_of::<Descriptor>().cast_signed() / STEP;
 
-/// Empty frames to fill and send, from [`Xsk::transmit`].
+/// Empty frames to fill and send, from [`Xsk::transmit`](crate::Xsk::transmit).
 pub struct Transmit<'x> {
-    xsk: &'x mut Xsk,
+    core: &'x mut Core,
     window: Window,
     umem: NonNull<u8>,
-    /// What of a free list's entry tells the chunk.
-    mask: u64,
     /// How many bytes a frame has.
     frame_bytes: u64,
-    limit: u64,
 }
 
 /// The window, and the entries that are ours and not in it.
@@ -63,12 +59,14 @@ struct Window {
     wanted: u32,
     /// The first entry that was not counted as written.
     tx_first: *mut Descriptor,
+    /// How many were counted.
+    staged: u32,
 }
 
 impl Window {
     /// Has something rare done to a copy, by single fields: so the compiler keeps the original in registers.
     #[inline]
-    fn with_copy(&mut self, xsk: &mut Xsk, change: impl FnOnce(&mut Self, &mut Xsk)) {
+    fn with_copy(&mut self, core: &mut Core, change: impl FnOnce(&mut Self, &mut Core)) {
         let mut copy = Self {
             free_end: self.free_end,
             tx_end: self.tx_end,
@@ -77,8 +75,9 @@ impl Window {
             beyond: self.beyond,
             wanted: self.wanted,
             tx_first: self.tx_first,
+            staged: self.staged,
         };
-        change(&mut copy, xsk);
+        change(&mut copy, core);
         self.free_end = copy.free_end;
         self.tx_end = copy.tx_end;
         self.next = copy.next;
@@ -86,73 +85,78 @@ impl Window {
         self.beyond = copy.beyond;
         self.wanted = copy.wanted;
         self.tx_first = copy.tx_first;
+        self.staged = copy.staged;
     }
 
-    /// Opens it on as many chunks and entries as there are of both.
+    /// Opens it on as many chunks and entries as there are of both; on one where each chunk must be admitted.
     #[inline]
-    fn open(&mut self, xsk: &mut Xsk) {
-        self.count = self.beyond.min(cast::count(xsk.chunks.free().len()));
+    fn open(&mut self, core: &mut Core) {
+        self.count = core.chunks.open_top(self.beyond.min(cast::count(core.chunks.free_count())));
         self.beyond -= self.count;
         let bytes = (self.count as usize).cast_signed() * STEP;
-        self.free_end = xsk.chunks.top();
+        self.free_end = core.chunks.top();
         self.tx_end = self.tx_end.wrapping_byte_offset(bytes * RATIO);
         self.next = -bytes;
     }
 
     /// Takes what was used off the free list. The entries that were not used are beyond.
     #[inline]
-    fn close(&mut self, xsk: &mut Xsk) {
+    fn close(&mut self, core: &mut Core) {
         let left = self.left();
         self.tx_end = self.entry();
         self.beyond += left;
-        xsk.chunks.take_from_top(self.count, left);
+        core.chunks.take_from_top(self.count, left);
         self.count = 0;
         self.next = 0;
     }
 
     /// A new one, if there are chunks and entries after all.
     #[inline(never)]
-    extern "C" fn reopen(&mut self, xsk: &mut Xsk) {
-        self.close(xsk);
+    extern "C" fn reopen(&mut self, core: &mut Core) {
+        self.close(core);
         if self.beyond == 0 {
-            self.more_entries(xsk);
+            self.more_entries(core);
         }
-        self.open(xsk);
+        self.open(core);
     }
 
-    /// The next chunk is not to be had, or not free any more: the last of the window stands in for it.
+    /// The next chunk is not free any more: the last of the window stands in for it. That closes the window: what it had
+    /// must be admitted anew, since a hostile ring may have named that chunk twice.
     #[inline(never)]
-    extern "C" fn remove_chunk(&mut self, xsk: &mut Xsk) {
+    extern "C" fn remove_chunk(&mut self, core: &mut Core) {
         let place = self.free_end.wrapping_byte_offset(self.next);
         self.free_end = self.free_end.wrapping_sub(1);
         // SAFETY: the window has an entry, and this is its last one.
         let last = unsafe { self.free_end.read() };
         // SAFETY: the window's next entry, or its last.
         unsafe { place.write(last) };
-        xsk.chunks.drop_top();
+        core.chunks.drop_top();
         self.count -= 1;
         self.beyond += 1;
         self.tx_end = self.tx_end.wrapping_sub(1);
         self.next += STEP;
+        self.close(core);
     }
 
     /// More entries, where all were written and no window is open: the run before ended with the ring, perhaps.
     #[inline(never)]
-    extern "C" fn more_entries(&mut self, xsk: &mut Xsk) {
-        let run = xsk.more_tx(self.written(), self.wanted);
-        self.tx_first = run.next;
-        self.tx_end = run.next;
-        self.beyond = run.left();
+    extern "C" fn more_entries(&mut self, core: &mut Core) {
+        let written = self.written();
+        self.staged += written;
+        let run = core.more_tx(written, self.wanted);
+        self.tx_first = run.start.as_ptr();
+        self.tx_end = run.start.as_ptr();
+        self.beyond = run.count;
         self.wanted -= self.beyond;
     }
 
     /// Writes an entry that has no chunk of the window's.
-    fn write_beyond(&mut self, xsk: &mut Xsk, address: u64, length: u32) -> Result<(), UnsentReason> {
+    fn write_beyond(&mut self, core: &mut Core, address: u64, length: u32) -> Result<(), UnsentReason> {
         if self.count > 0 {
-            self.close(xsk);
+            self.close(core);
         }
         if self.beyond == 0 {
-            self.more_entries(xsk);
+            self.more_entries(core);
         }
         if self.beyond == 0 {
             return Err(UnsentReason::RingFull);
@@ -162,6 +166,14 @@ impl Window {
         self.tx_end = self.tx_end.wrapping_add(1);
         self.beyond -= 1;
         Ok(())
+    }
+
+    /// Where the next frame begins. The window is open.
+    #[inline]
+    fn chunk(&self) -> u64 {
+        let free = self.free_end.wrapping_byte_offset(self.next);
+        // SAFETY: in the window, so an entry of the free list, which the socket keeps.
+        unsafe { free.read() }
     }
 
     /// The next TX entry.
@@ -185,29 +197,27 @@ impl Window {
 impl<'x> Transmit<'x> {
     /// `run` was reserved in the TX ring, where the caller wants `max` entries.
     #[inline]
-    pub(crate) fn new(xsk: &'x mut Xsk, run: Run<Descriptor>, max: u32) -> Self {
-        let umem = xsk.chunks.umem();
+    pub(crate) fn new(core: &'x mut Core, run: Run<Descriptor>, max: u32) -> Self {
+        let umem = core.chunks.umem();
         let chunk_bytes = u64::from(umem.chunk_bytes());
         let frame_bytes = chunk_bytes - u64::from(umem.tx_offset());
         let memory = umem.memory().start();
         let mut window = Window {
-            free_end: xsk.chunks.top(),
+            free_end: core.chunks.top(),
             tx_end: run.start.as_ptr(),
             tx_first: run.start.as_ptr(),
+            staged: 0,
             next: 0,
             count: 0,
             beyond: run.count,
             wanted: max - run.count,
         };
-        window.open(xsk);
+        window.open(core);
         Self {
             window,
             umem: memory,
-            // Where chunks are not aligned the limit is 0, and what is masked is not used.
-            mask: !(chunk_bytes - 1),
             frame_bytes,
-            limit: xsk.chunks.limit(),
-            xsk,
+            core,
         }
     }
 
@@ -215,47 +225,83 @@ impl<'x> Transmit<'x> {
     /// umem no free chunk. Dropping it gives the chunk back.
     #[inline]
     pub fn next_frame(&mut self) -> Option<TxFrame<'_, 'x>> {
-        loop {
+        if self.window.next == 0 {
+            hint::cold_path();
+            if self.window.beyond == 0 && self.window.wanted == 0 {
+                return None;
+            }
+            self.window.with_copy(self.core, |window, core| {
+                window.reopen(core);
+            });
             if self.window.next == 0 {
-                hint::cold_path();
-                if self.window.beyond == 0 && self.window.wanted == 0 {
-                    return None;
-                }
-                self.window.with_copy(self.xsk, |window, xsk| {
-                    window.reopen(xsk);
-                });
-                if self.window.next == 0 {
-                    return None;
-                }
+                return None;
             }
-            let free = self.window.free_end.wrapping_byte_offset(self.window.next);
-            // SAFETY: in the window, so an entry of the free list, which the socket keeps.
-            let entry = unsafe { free.read() };
-            let mut address = entry & self.mask;
-            if address >= self.limit {
-                hint::cold_path();
-                address = self.xsk.chunks.admit_free(entry);
-                if address == REFUSED {
-                    self.window.with_copy(self.xsk, |window, xsk| {
-                        window.remove_chunk(xsk);
-                    });
-                    continue;
-                }
-            }
-            return Some(TxFrame { batch: self, address });
         }
+        Some(self.frame())
     }
 
     /// How many frames are left to fill, without a look at what the kernel has sent meanwhile.
     pub fn len(&self) -> usize {
         let window = self.window.left();
-        let beside = self.xsk.chunks.free_count_beside(self.window.count);
+        let beside = self.core.chunks.free_count_beside(self.window.count);
         (window + self.window.beyond.min(beside)) as usize
     }
 
     /// Whether none is left.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Fills and sends frames as long as there are any, and says how many: for who has as many as there is room for. `fill`
+    /// is given all bytes of a frame and returns how many of them are to be sent; more than there are is all of them.
+    ///
+    /// ```no_run
+    /// # fn run(xsk: &mut xsk_client::Xsk) -> Result<(), xsk_client::Error> {
+    /// let mut number = 0_u64;
+    /// xsk.transmit(64)?.send_each(|frame| {
+    ///     frame[..60].fill(0xff);
+    ///     frame[52..60].copy_from_slice(&number.to_be_bytes());
+    ///     number += 1;
+    ///     60
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[inline]
+    pub fn send_each(&mut self, mut fill: impl FnMut(&mut [u8]) -> usize) -> usize {
+        const UNROLLED: isize = 8;
+        let before = self.sent();
+        let most = cast::offset(self.frame_bytes);
+        let mut fill_and_send = |mut frame: TxFrame<'_, '_>| {
+            let length = fill(&mut frame);
+            // It has room for that, so that it is sent.
+            frame.send(length.min(most)).ok();
+        };
+        while let Some(frame) = self.next_frame() {
+            fill_and_send(frame);
+            // The others of the window, without a look at each step whether it is still open.
+            while self.window.next <= -(UNROLLED * STEP) {
+                for _ in 0..UNROLLED {
+                    fill_and_send(self.frame());
+                }
+            }
+        }
+        self.sent() - before
+    }
+
+    /// The frame that the window is open on.
+    #[inline]
+    fn frame(&mut self) -> TxFrame<'_, 'x> {
+        debug_assert_ne!(self.window.next, 0, "the window is closed");
+        TxFrame {
+            address: self.window.chunk(),
+            batch: self,
+        }
+    }
+
+    /// How many frames were sent in this batch.
+    pub fn sent(&self) -> usize {
+        (self.window.staged + self.window.written()) as usize
     }
 
     /// Sends an owned frame within this batch.
@@ -282,15 +328,15 @@ impl<'x> Transmit<'x> {
         address: u64,
         length: u32,
     ) -> Result<(), UnsentReason> {
-        if !Arc::ptr_eq(pool, self.xsk.chunks.pool()) {
+        if !Arc::ptr_eq(pool, self.core.chunks.pool()) {
             return Err(UnsentReason::ForeignUmem);
         }
         let mut written = Ok(());
-        self.window.with_copy(self.xsk, |window, xsk| {
-            written = window.write_beyond(xsk, address, length);
+        self.window.with_copy(self.core, |window, core| {
+            written = window.write_beyond(core, address, length);
         });
         written?;
-        self.xsk.chunks.enter(address);
+        self.core.chunks.enter(address);
         Ok(())
     }
 }
@@ -298,10 +344,9 @@ impl<'x> Transmit<'x> {
 impl Drop for Transmit<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.xsk
-            .chunks
-            .take_from_top(self.window.count, self.window.left());
-        self.xsk.finish_send(self.window.written());
+        let window = &self.window;
+        self.core
+            .finish_transmit(window.count, window.left(), window.written());
     }
 }
 
@@ -338,7 +383,7 @@ impl TxFrame<'_, '_> {
     /// Gives it back where it has fewer bytes, or the socket was not bound with
     /// [`BindOptions::multi_buffer`](crate::BindOptions::multi_buffer).
     pub fn send_more(self, length: usize) -> Result<(), Unsent<Self>> {
-        if !self.batch.xsk.multi_buffer {
+        if !self.batch.core.multi_buffer {
             return Err(Unsent {
                 frame: self,
                 reason: UnsentReason::OneBuffer,
@@ -354,8 +399,8 @@ impl TxFrame<'_, '_> {
     /// Gives it back where it has fewer bytes, or the umem was not made with
     /// [`UmemOptions::tx_metadata`](crate::UmemOptions::tx_metadata).
     pub fn send_with(self, length: usize, request: TxRequest) -> Result<(), Unsent<Self>> {
-        let chunk = self.batch.xsk.chunks.umem().chunk_of(self.address);
-        let (Some(stamps), Some(chunk)) = (&mut self.batch.xsk.stamps, chunk) else {
+        let chunk = self.batch.core.chunks.umem().chunk_of(self.address);
+        let (Some(stamps), Some(chunk)) = (&mut self.batch.core.stamps, chunk) else {
             return Err(Unsent {
                 frame: self,
                 reason: UnsentReason::NoMetadata,
@@ -391,19 +436,18 @@ impl TxFrame<'_, '_> {
 
     /// Makes it an owned frame, which may outlive the batch.
     pub fn into_owned(self) -> Frame {
-        self.batch.xsk.chunks.leave(self.address);
-        self.batch.limit = 0;
+        self.batch.core.chunks.leave(self.address);
         let batch = &mut *self.batch;
-        batch.window.with_copy(batch.xsk, |window, xsk| {
-            window.remove_chunk(xsk);
+        batch.window.with_copy(batch.core, |window, core| {
+            window.remove_chunk(core);
         });
         let length = cast::count(cast::offset(self.batch.frame_bytes));
-        Frame::new(self.batch.xsk.chunks.pool().clone(), self.address, length)
+        Frame::new(self.batch.core.chunks.pool().clone(), self.address, length)
     }
 
     #[inline]
     fn start(&self) -> *mut u8 {
-        // SAFETY: `next_frame` has checked that the address is in the umem, which the socket keeps mapped.
+        // SAFETY: a window has only addresses in the umem (`Chunks::open_top`), which the socket keeps mapped.
         unsafe { self.batch.umem.add(cast::offset(self.address)).as_ptr() }
     }
 }
@@ -421,9 +465,9 @@ impl Deref for TxFrame<'_, '_> {
 impl DerefMut for TxFrame<'_, '_> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `next_frame` has checked that this is a chunk of the umem that is here, and so no owned frame's and no
-        // other socket's, and it lends one frame at a time: no other slice of ours covers it. A memfd's bytes are initialised. The kernel has given the
-        // chunk back, by the completion or the RX ring, or never had it.
+        // SAFETY: a window has only chunks of the umem that are here (`Chunks::open_top`), and so no owned frame's and no
+        // other socket's, and it lends one frame at a time: no other slice of ours covers it. A memfd's bytes are
+        // initialised. The kernel has given the chunk back, by the completion or the RX ring, or never had it.
         unsafe { slice::from_raw_parts_mut(self.start(), cast::offset(self.batch.frame_bytes)) }
     }
 }

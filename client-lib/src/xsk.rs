@@ -4,7 +4,10 @@
 //! The free list stands between all of them, so that nothing depends on as many fill entries being free as frames were
 //! received: for about a microsecond after a batch they are not.
 
+mod core;
 mod upkeep;
+
+pub(crate) use core::Core;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -12,14 +15,13 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 
 use crate::bind::{BindOptions, mode_of};
-use crate::chunks::Chunks;
 use crate::error::{Error, Queue};
 use crate::frame::{Frame, Unsent, UnsentReason};
 use crate::pool::{Pool, Share};
 use crate::receive::Received;
-use crate::ring::{Descriptor, Run};
-use crate::setup::{Opened, Rings};
-use crate::socket::{Polled, Socket};
+use crate::ring::{Descriptor, RxRing};
+use crate::setup::Opened;
+use crate::socket::Polled;
 use crate::stamps::{Stamps, TxTimestamp};
 use crate::sys::{self, Ring, Statistics};
 use crate::transmit::Transmit;
@@ -48,24 +50,9 @@ use crate::wire::BindMode;
 /// ```
 #[derive(Debug)]
 pub struct Xsk {
-    /// Mappings of the socket, closed before it.
-    rings: Rings,
-    pub(crate) chunks: Chunks,
-    /// Chunks that are kept from the fill ring, so that a busy receiver can still make frames of its own.
-    reserve: usize,
-    /// Frames published to the TX ring that have not come back.
-    in_flight: u32,
-    /// The kernel may still have to be called for what was published.
-    kick_again: bool,
-    /// What went wrong where no error can be returned; the next call that can returns it.
-    deferred: Option<Error>,
-    /// Packets may be of several frames.
-    pub(crate) multi_buffer: bool,
-    /// The last frame that was sent is to be followed by another one of its packet.
-    pub(crate) packet_open: bool,
-    /// Time stamps that were asked for; where the umem has room for requests.
-    pub(crate) stamps: Option<Stamps>,
-    socket: Socket,
+    /// Where descriptors are copied to that were received: as many as the RX ring has.
+    copies: Box<[Descriptor]>,
+    core: Core,
 }
 
 impl Xsk {
@@ -82,53 +69,33 @@ impl Xsk {
             if bound.is_empty() {
                 opened.register(&share.pool().umem().region())?;
             }
-            let mut xsk = Self::new(opened, share)?;
-            let (fd, queue) = (xsk.socket.as_fd(), &xsk.socket.queue);
-            xsk.socket.mode = match bound.first() {
+            let mut core = Core::new(opened, share)?;
+            let (fd, queue) = (core.socket.as_fd(), &core.socket.queue);
+            core.socket.mode = match bound.first() {
                 None => options.bind(fd, interface_index, queue)?,
                 Some(first) => options.bind_shared(fd, interface_index, queue, first.as_fd())?,
             };
-            xsk.multi_buffer = options.is_multi_buffer();
-            xsk.kick_fill()?;
-            bound.push(xsk);
+            core.multi_buffer = options.is_multi_buffer();
+            bound.push(Self::new(core)?);
         }
         Ok(bound)
     }
 
     /// Takes up a socket that is bound, with the umem of which `share` is a part. Needs Linux 6.4.
     pub(crate) fn adopt(opened: Opened, share: Share) -> Result<Self, Error> {
-        let mut xsk = Self::new(opened, share)?;
-        xsk.socket.mode = mode_of(&xsk.socket, &xsk.socket.queue)?;
-        xsk.kick_fill()?;
-        Ok(xsk)
+        let mut core = Core::new(opened, share)?;
+        core.socket.mode = mode_of(&core.socket, &core.socket.queue)?;
+        Self::new(core)
     }
 
-    /// With its fill ring filled, which the mode is not known for yet.
-    fn new(opened: Opened, share: Share) -> Result<Self, Error> {
-        let rings = opened.map_rings()?;
-        let chunks = Chunks::new(share);
-        let stamps = Stamps::new(chunks.umem());
-        let free = chunks.free().len();
-        let reserve = match (&rings.rx, &rings.tx) {
-            (Some(_), Some(tx)) => (free / 4).min(tx.size() as usize),
-            (Some(_), None) => 0,
-            // Some zero-copy drivers want a filled fill ring of a socket that only sends.
-            (None, _) => free / 2,
-        };
-        let mut xsk = Self {
-            rings,
-            chunks,
-            reserve,
-            in_flight: 0,
-            kick_again: false,
-            deferred: None,
-            multi_buffer: false,
-            packet_open: false,
-            stamps,
-            socket: Socket::new(opened.socket, opened.queue, BindMode::Copy),
-        };
-        xsk.refill().map_err(|cause| xsk.socket.corrupt(cause))?;
-        Ok(xsk)
+    /// `core` is bound.
+    fn new(core: Core) -> Result<Self, Error> {
+        core.kick_fill()?;
+        let entries = core.rings.rx.as_ref().map_or(0, RxRing::size);
+        Ok(Self {
+            copies: (0..entries).map(|_| Descriptor::default()).collect(),
+            core,
+        })
     }
 
     /// Takes up to `max` received frames. It does not wait, and it may give fewer than there are: call it until a batch
@@ -141,17 +108,8 @@ impl Xsk {
     /// something is sent, and in [`Self::wait`]: a loop that only receives calls that now and then, with a timeout of zero.
     #[inline(always)]
     pub fn receive(&mut self, max: u32) -> Result<Received<'_>, Error> {
-        self.upkeep()?;
-        // Every frame of the batch must find room on the free list. Since chunks only go round, it has; a peer that
-        // invents descriptors is held back by this.
-        let room = self.chunks.room();
-        let Some(rx) = &mut self.rings.rx else {
-            return Err(self.socket.lacks(Ring::Rx));
-        };
-        match rx.ready_run(max.min(room)) {
-            Ok(run) => Ok(Received::new(self, run)),
-            Err(cause) => Err(self.socket.corrupt(cause)),
-        }
+        let run = self.core.ready_run(max)?;
+        Ok(Received::new(&mut self.core, &mut self.copies, &run))
     }
 
     /// Prepares to send up to `max` frames made here.
@@ -172,8 +130,8 @@ impl Xsk {
     /// As [`Self::receive`]; [`Error::NoRing`] where the socket was granted for receiving only.
     #[inline(always)]
     pub fn transmit(&mut self, max: u32) -> Result<Transmit<'_>, Error> {
-        let run = self.free_run(max)?;
-        Ok(Transmit::new(self, run, max))
+        let run = self.core.free_run(max)?;
+        Ok(Transmit::new(&mut self.core, run, max))
     }
 
     /// Sends one owned frame. For several, [`Transmit::send_owned`] is cheaper.
@@ -183,24 +141,15 @@ impl Xsk {
     /// Gives the frame back where the TX ring is full or the frame belongs to another umem. What went wrong otherwise,
     /// the next [`Self::receive`], [`Self::transmit`] or [`Self::wait`] says.
     pub fn send(&mut self, frame: Frame) -> Result<(), Unsent<Frame>> {
-        let reason = match self.free_run(1) {
-            Ok(run) => return Transmit::new(self, run, 1).send_owned(frame),
+        let reason = match self.core.free_run(1) {
+            Ok(run) => return Transmit::new(&mut self.core, run, 1).send_owned(frame),
             Err(Error::NoRing { .. }) => UnsentReason::NoRing,
             Err(error) => {
-                self.deferred = Some(error);
+                self.core.deferred = Some(error);
                 UnsentReason::RingFull
             }
         };
         Err(Unsent { frame, reason })
-    }
-
-    #[inline]
-    fn free_run(&mut self, max: u32) -> Result<Run<Descriptor>, Error> {
-        self.upkeep()?;
-        let Some(tx) = &mut self.rings.tx else {
-            return Err(self.socket.lacks(Ring::Tx));
-        };
-        tx.free_run(max).map_err(|cause| self.socket.corrupt(cause))
     }
 
     /// Waits until there is something to receive, or for `timeout`, or for a signal. Says whether there is.
@@ -211,22 +160,18 @@ impl Xsk {
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<bool, Error> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
-            self.upkeep()?;
-            let Some(rx) = &mut self.rings.rx else {
-                return Err(self.socket.lacks(Ring::Rx));
-            };
-            let ready = rx.ready_run(1).map_err(|cause| self.socket.corrupt(cause))?;
-            if ready.count > 0 {
+            self.core.upkeep()?;
+            if self.core.has_received()? {
                 return Ok(true);
             }
-            let longest = self.longest_pause();
+            let longest = self.core.longest_pause();
             let left = deadline.map_or(longest, |deadline| {
                 deadline.saturating_duration_since(Instant::now())
             });
-            match self.socket.wait_readable(Some(left.min(longest)))? {
+            match self.core.socket.wait_readable(Some(left.min(longest)))? {
                 Polled::Ready => return Ok(true),
                 Polled::Interrupted => return Ok(false),
-                Polled::TimedOut => self.socket.check_device()?,
+                Polled::TimedOut => self.core.socket.check_device()?,
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(false);
@@ -241,12 +186,12 @@ impl Xsk {
     ///
     /// As [`Self::transmit`]; [`Error::DeviceGone`].
     pub fn wait_to_send(&mut self, timeout: Duration) -> Result<bool, Error> {
-        self.upkeep()?;
-        if self.rings.tx.is_none() {
-            return Err(self.socket.lacks(Ring::Tx));
+        self.core.upkeep()?;
+        if self.core.rings.tx.is_none() {
+            return Err(self.core.socket.lacks(Ring::Tx));
         }
-        let polled = self.socket.poll(PollFlags::OUT, Some(timeout))?;
-        self.socket.check_device()?;
+        let polled = self.core.socket.poll(PollFlags::OUT, Some(timeout))?;
+        self.core.socket.check_device()?;
         Ok(polled == Polled::Ready)
     }
 
@@ -257,7 +202,7 @@ impl Xsk {
     ///
     /// [`Error::Socket`]: EACCES for a number that the kernel does not take, ENOPROTOOPT where it has no such option.
     pub fn set_tx_budget(&mut self, frames: u32) -> Result<(), Error> {
-        self.socket.set_kick_frames(frames)
+        self.core.socket.set_kick_frames(frames)
     }
 
     /// Lowers how long (in microseconds) and for how many packets a call into the kernel polls the device, where who made
@@ -267,8 +212,8 @@ impl Xsk {
     ///
     /// [`Error::Socket`]: EPERM for more than the socket has.
     pub fn lower_busy_poll(&mut self, budget: u16, microseconds: u32) -> Result<(), Error> {
-        sys::lower_busy_poll(&self.socket, budget, microseconds)
-            .map_err(|cause| self.socket.error("SO_BUSY_POLL", cause))
+        sys::lower_busy_poll(&self.core.socket, budget, microseconds)
+            .map_err(|cause| self.core.socket.error("SO_BUSY_POLL", cause))
     }
 
     /// The next time stamp that was asked for ([`TxRequest::timestamp`](crate::TxRequest::timestamp)), in the order in
@@ -278,8 +223,8 @@ impl Xsk {
     ///
     /// As [`Self::receive`].
     pub fn next_timestamp(&mut self) -> Result<Option<TxTimestamp>, Error> {
-        self.upkeep()?;
-        Ok(self.stamps.as_mut().and_then(Stamps::next))
+        self.core.upkeep()?;
+        Ok(self.core.stamps.as_mut().and_then(Stamps::next))
     }
 
     /// All that the kernel has counted for this socket.
@@ -288,35 +233,35 @@ impl Xsk {
     ///
     /// None on a working socket.
     pub fn statistics(&self) -> Result<Statistics, Error> {
-        self.socket.statistics()
+        self.core.socket.statistics()
     }
 
     /// How many descriptors were dropped here because they named memory that they may not name. Anything but 0 means
     /// that another process writes to this socket's rings.
     pub fn refused_descriptors(&self) -> u64 {
-        self.chunks.refused()
+        self.core.chunks.refused()
     }
 
     /// Copy or zero-copy, as the kernel says.
     pub fn mode(&self) -> BindMode {
-        self.socket.mode
+        self.core.socket.mode
     }
 
     /// The queue that it is bound to.
     pub fn queue(&self) -> &Queue {
-        &self.socket.queue
+        &self.core.socket.queue
     }
 
     /// How many frames were given to the kernel to send and have not come back.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight
+        self.core.in_flight
     }
 }
 
 impl AsFd for Xsk {
     /// The socket, for poll and epoll. Polling it sends what is in the TX ring.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.core.socket.as_fd()
     }
 }
 

@@ -121,7 +121,7 @@ impl<D: Entry> ConsumerRing<D> {
         Ok(self.map.run(self.cursor.index(), count))
     }
 
-    /// Gives entries of a `ready_run` back to the kernel.
+    /// Gives entries of `ready_run`s back to the kernel.
     #[inline]
     pub(crate) fn release(&mut self, count: u32) {
         self.cursor.release(count);

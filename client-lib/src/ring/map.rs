@@ -88,6 +88,10 @@ impl<D: Entry> RingMap<D> {
         let entries_bytes = size_of::<D>() * usize::try_from(size).map_err(|_| Errno::OVERFLOW)?;
         let bytes = desc.checked_add(entries_bytes).ok_or(Errno::OVERFLOW)?;
         let mapping = Mapping::new(socket, ring.page_offset(), bytes, Prefault::Yes)?;
+        // They are: the kernel aligns them to cache lines (`struct xdp_rxtx_ring`, net/xdp/xsk_queue.h).
+        if !desc.is_multiple_of(size_of::<D>()) {
+            return Err(Errno::PROTO.into());
+        }
         Ok(Self {
             entries: part(&mapping, offset.desc, entries_bytes)?,
             mask: size - 1,

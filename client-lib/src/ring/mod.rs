@@ -12,6 +12,7 @@ use std::ops::{RangeInclusive, RangeToInclusive};
 
 pub mod cursor;
 
+mod bulk;
 mod consumer;
 mod map;
 mod producer;

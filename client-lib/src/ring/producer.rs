@@ -5,6 +5,7 @@
     reason = "what is written names memory, so mapping such a ring is unsafe"
 )]
 
+use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::{hint, io};
@@ -58,19 +59,26 @@ impl TxRing {
 impl FillRing {
     /// Writes and publishes the addresses of as many of `frames` as there is room for, from the front, and says how many.
     #[inline]
-    pub(crate) fn produce_addresses(&mut self, frames: &Run<Descriptor>) -> Result<u32, CorruptRing> {
-        let count = self.cursor.reserve(0..=frames.count)?;
+    pub(crate) fn produce_addresses(&mut self, frames: &[Cell<Descriptor>]) -> Result<usize, CorruptRing> {
+        let wanted = u32::try_from(frames.len()).unwrap_or(u32::MAX);
+        let count = self.cursor.reserve(0..=wanted)?;
         let run = self.map.run(self.cursor.index(), count);
-        // SAFETY: reserved entries of this ring, borrowed for writing; `frames` are of an RX ring.
-        unsafe { frames.copy_addresses(&run) };
+        // SAFETY: reserved entries of this ring, borrowed for writing.
+        unsafe { run.write_addresses(frames) };
         if run.count < count {
-            let rest = self.map.first_run(count - run.count);
-            // SAFETY: as above.
-            unsafe { frames.skip(run.count).copy_addresses(&rest) };
+            self.produce_wrapped(count - run.count, frames.get(run.count as usize..));
         }
         self.cursor.advance(count);
         self.cursor.publish();
-        Ok(count)
+        Ok(count as usize)
+    }
+
+    /// The rest of what has come to the ring's end.
+    #[cold]
+    fn produce_wrapped(&mut self, count: u32, frames: Option<&[Cell<Descriptor>]>) {
+        let run = self.map.first_run(count);
+        // SAFETY: as in `produce_addresses`.
+        unsafe { run.write_addresses(frames.unwrap_or_default()) };
     }
 }
 

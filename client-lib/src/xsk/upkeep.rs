@@ -1,26 +1,31 @@
 //! What keeps a socket going between batches: chunks taken back and given to the kernel, and the kernel called where it
 //! asks for it.
 
+use std::cell::Cell;
 use std::time::Duration;
 
-use crate::entries::TxRun;
+use crate::cast;
 use crate::error::Error;
-use crate::ring::{CorruptRing, Descriptor, Run};
+use crate::receive::KEPT;
+use crate::ring::{CorruptRing, Descriptor, PACKET_CONTINUES, Run, TxRing};
 use crate::socket::Kick;
 use crate::wire::BindMode;
-use crate::xsk::Xsk;
+use crate::xsk::Core;
 
 /// How long `wait` sleeps at most before it looks whether the device is still there: poll() does not tell
 /// (`xsk_poll`, net/xdp/xsk.c).
 const DEVICE_CHECK: Duration = Duration::from_secs(1);
 
-impl Xsk {
+/// Of how many frames a packet may be (`MAX_SKB_FRAGS` and the first, include/linux/skbuff.h).
+const MOST_FRAMES: u32 = 18;
+
+impl Core {
     /// Gives the kernel what a batch leaves behind: entries of the RX ring, the chunks of frames that were dropped, frames
-    /// that were sent.
+    /// that were sent. Of `frames`, which were looked at, so many are marked as kept.
     #[inline]
-    pub(crate) fn finish_receive(&mut self, looked_at: u32, dropped: Run<Descriptor>, sent: u32) {
-        if looked_at > 0 {
-            self.give_back(looked_at, dropped);
+    pub(crate) fn finish_receive(&mut self, frames: &[Cell<Descriptor>], kept: u32, sent: u32) {
+        if !frames.is_empty() {
+            self.give_back(frames, kept);
         }
         if sent > 0 || self.kick_again {
             self.finish_send(sent);
@@ -28,12 +33,15 @@ impl Xsk {
     }
 
     #[inline(never)]
-    extern "C" fn give_back(&mut self, looked_at: u32, dropped: Run<Descriptor>) {
-        if let Err(cause) = self.recycle(&dropped) {
+    fn give_back(&mut self, frames: &[Cell<Descriptor>], kept: u32) {
+        let count = cast::count(frames.len());
+        if kept < count
+            && let Err(cause) = self.recycle(frames, kept)
+        {
             self.deferred = Some(self.socket.corrupt(cause));
         }
         if let Some(rx) = &mut self.rings.rx {
-            rx.release(looked_at);
+            rx.release(count);
         }
         if self.socket.mode != BindMode::Copy
             && let Err(error) = self.kick_fill()
@@ -43,46 +51,61 @@ impl Xsk {
     }
 
     /// The chunks of frames that were dropped go to the fill ring, by the free list where that has fewer than are kept
-    /// for sending. What is read of the ring once more here is believed no more than it was before: by nobody.
+    /// for sending, or where others are in between.
     #[inline]
-    fn recycle(&mut self, dropped: &Run<Descriptor>) -> Result<(), CorruptRing> {
-        let mut written = 0;
-        if self.chunks.free_count() >= self.reserve {
-            written = self.rings.fill.produce_addresses(dropped)?;
+    fn recycle(&mut self, frames: &[Cell<Descriptor>], kept: u32) -> Result<(), CorruptRing> {
+        let mut left = frames;
+        if kept == 0 && self.chunks.free_count() >= self.reserve {
+            let written = self.rings.fill.produce_addresses(frames)?;
+            left = frames.get(written..).unwrap_or_default();
+            if left.is_empty() {
+                return Ok(());
+            }
         }
-        if written < dropped.count {
-            self.chunks.take_back(dropped.skip(written));
-        }
-        // More than are kept: a part of this batch that was given back before, or what the fill ring had no room for.
-        match self.chunks.free_count() > self.reserve {
-            true => self.refill(),
-            false => Ok(()),
-        }
+        let addresses = left.iter().map(|frame| frame.get().address);
+        self.chunks.take_back(addresses.filter(|address| *address != KEPT));
+        self.refill()
     }
 
     /// More TX entries for a batch that has written all of the last ones.
     #[cold]
-    pub(crate) extern "C" fn more_tx(&mut self, written: u32, wanted: u32) -> TxRun {
+    pub(crate) extern "C" fn more_tx(&mut self, written: u32, wanted: u32) -> Run<Descriptor> {
         self.stage(written);
         let Some(tx) = &mut self.rings.tx else {
-            return TxRun::NONE;
+            return Run::NONE;
         };
         match tx.free_run(wanted) {
-            Ok(run) => TxRun::new(run),
+            Ok(run) => run,
             Err(cause) => {
                 self.deferred = Some(self.socket.corrupt(cause));
-                TxRun::NONE
+                Run::NONE
             }
         }
     }
 
-    /// Whether so many TX entries are free, apart from those that are written and not counted yet.
-    pub(crate) extern "C" fn has_room(&mut self, written: u32, wanted: u32) -> bool {
-        let entries = written + wanted;
-        match &mut self.rings.tx {
-            Some(tx) => tx.free_entries(entries) >= entries,
-            None => false,
+    /// As [`Self::more_tx`], for frames that were received. Where packets may be of several frames, it is one entry at a
+    /// time, and a packet's first only where there is room for all: `options` tells whether more are to follow.
+    #[cold]
+    pub(crate) extern "C" fn tx_for_received(
+        &mut self,
+        written: u32,
+        wanted: u32,
+        options: u32,
+    ) -> Run<Descriptor> {
+        if !self.multi_buffer {
+            return self.more_tx(written, wanted);
         }
+        self.stage(written);
+        let continues = options & PACKET_CONTINUES != 0;
+        let has_room = |tx: &mut TxRing| tx.free_entries(MOST_FRAMES) == MOST_FRAMES;
+        if continues && !self.packet_open && !self.rings.tx.as_mut().is_some_and(has_room) {
+            return Run::NONE;
+        }
+        let run = self.more_tx(0, 1);
+        if run.count > 0 {
+            self.packet_open = continues;
+        }
+        run
     }
 
     /// Whether it has a TX ring.
@@ -99,8 +122,22 @@ impl Xsk {
         self.kick_again |= count > 0;
     }
 
+    /// What a batch of frames made here leaves behind: of the topmost `count` chunks all but the last `left` were used, and
+    /// so many entries were written.
+    #[inline(never)]
+    pub(crate) extern "C" fn finish_transmit(&mut self, count: u32, left: u32, written: u32) {
+        self.chunks.take_from_top(count, left);
+        self.publish(written);
+    }
+
     /// Publishes TX entries, and calls the kernel where it asks for it.
+    #[inline(never)]
     pub(crate) extern "C" fn finish_send(&mut self, count: u32) {
+        self.publish(count);
+    }
+
+    #[inline(always)]
+    fn publish(&mut self, count: u32) {
         self.stage(count);
         if self.kick_again {
             if let Some(tx) = &self.rings.tx {
@@ -153,22 +190,27 @@ impl Xsk {
 
     /// Takes back what the kernel has sent.
     fn reap(&mut self) -> Result<(), CorruptRing> {
-        let taken = self.rings.completion.consume(self.chunks.spare())?;
-        if taken > 0 {
-            self.in_flight = self
-                .in_flight
-                .saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX));
-            if let Some(stamps) = &mut self.stamps {
-                self.chunks.collect_stamps(taken, stamps);
-            }
-            self.chunks.sent(taken);
-            self.refill()?;
+        // Up to the ring's end; what is behind that is for the next time.
+        let run = self.rings.completion.ready_run(self.chunks.room())?;
+        if run.count == 0 {
+            return Ok(());
         }
-        Ok(())
+        let taken = self.chunks.take_sent(&run, self.stamps.as_mut());
+        self.rings.completion.release(taken);
+        self.in_flight = self.in_flight.saturating_sub(taken);
+        self.refill()
     }
 
     /// Moves free chunks to the fill ring, as many as fit and are not kept for sending.
+    #[inline]
     pub(super) fn refill(&mut self) -> Result<(), CorruptRing> {
+        match self.chunks.free_count() > self.reserve {
+            true => self.fill_up(),
+            false => Ok(()),
+        }
+    }
+
+    fn fill_up(&mut self) -> Result<(), CorruptRing> {
         let free = self.chunks.free();
         if let Some(usable) = free.get(self.reserve..) {
             let left = free.len() - self.rings.fill.produce_last(usable)?;

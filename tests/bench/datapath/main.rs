@@ -14,7 +14,7 @@ mod harness;
 mod plot;
 mod stage;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ struct Arguments {
     contestants: Vec<Contestant>,
     modes: Vec<Mode>,
     plot: Option<PathBuf>,
+    profile: Option<PathBuf>,
     json: bool,
 }
 
@@ -49,7 +50,8 @@ fn main() -> ExitCode {
 
 impl Arguments {
     fn read(mut words: impl Iterator<Item = String>) -> Result<Self> {
-        let (mut rounds, mut milliseconds, mut plot, mut json) = (9, 500, None, false);
+        let (mut rounds, mut milliseconds, mut json) = (9, 500, false);
+        let (mut plot, mut profile) = (None, None);
         let (mut contestants, mut modes) = (Vec::new(), Vec::new());
         while let Some(word) = words.next() {
             let mut value = || words.next().with_context(|| format!("{word} wants a value"));
@@ -62,6 +64,7 @@ impl Arguments {
                 "--contestant" => contestants.push(value()?),
                 "--mode" => modes.push(value()?),
                 "--plot" => plot = Some(value()?.into()),
+                "--profile" => profile = Some(value()?.into()),
                 other => bail!("{other}? Run `cargo xtask bench datapath`"),
             }
         }
@@ -72,6 +75,7 @@ impl Arguments {
             contestants: chosen(&Contestant::ALL, Contestant::name, &contestants)?,
             modes: chosen(&Mode::ALL, Mode::name, &modes)?,
             plot,
+            profile,
             json,
         })
     }
@@ -83,7 +87,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
     for &mode in &arguments.modes {
         for &contestant in &arguments.contestants {
             eprintln!("instructions: {} in {}", contestant.name(), mode.name());
-            figures.instructions.push(instructions(&stage, contestant, mode)?);
+            figures.instructions.push(instructions(&stage, contestant, mode, arguments.profile.as_deref())?);
         }
     }
     for round in 0..arguments.rounds {
@@ -117,12 +121,23 @@ fn bench(arguments: &Arguments) -> Result<()> {
 }
 
 /// What user space executes for a packet.
-fn instructions(stage: &Stage, contestant: Contestant, mode: Mode) -> Result<Instructions> {
+fn instructions(
+    stage: &Stage,
+    contestant: Contestant,
+    mode: Mode,
+    profile: Option<&Path>,
+) -> Result<Instructions> {
+    let profile = match profile {
+        None => "/dev/null".into(),
+        Some(folder) => folder.join(format!("{}.{}", contestant.name(), mode.name())),
+    };
+    let profile = format!("--callgrind-out-file={}", profile.display());
     let callgrind = [
         "/usr/bin/valgrind",
         "--tool=callgrind",
         "--vgdb=no",
-        "--callgrind-out-file=/dev/null",
+        "--dump-instr=yes",
+        &profile,
         "--collect-atstart=no",
         "--toggle-collect=*measured*",
     ];

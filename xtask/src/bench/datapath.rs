@@ -1,5 +1,6 @@
 //! `cargo xtask bench datapath`: builds the contestants, ours and the peers', and starts `tests/bench/datapath` as root.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
@@ -37,6 +38,9 @@ pub(crate) struct Arguments {
     /// Where to draw the plot, an SVG; target/bench/datapath.svg if not told.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+    /// Keep what callgrind tells, in this folder that anybody may write to: for callgrind_annotate.
+    #[arg(long, value_name = "FOLDER")]
+    profile: Option<PathBuf>,
     /// Print the figures as JSON, with every round's.
     #[arg(long)]
     json: bool,
@@ -68,6 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .args(["--milliseconds", &arguments.milliseconds.to_string()])
         .arg("--plot")
         .arg(plot)
+        .args(arguments.profile.iter().flat_map(|folder| [OsStr::new("--profile"), folder.as_os_str()]))
         .args(
             arguments
                 .contestant
