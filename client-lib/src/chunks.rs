@@ -7,9 +7,14 @@
 
 #![expect(unsafe_code, reason = "addresses are copied from a ring")]
 
+mod free_list;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use crate::cast;
+use crate::chunks::free_list::FreeList;
 use crate::metadata::TxMetadata;
 use crate::pool::{Pool, Share};
 use crate::ring::Run;
@@ -34,11 +39,9 @@ enum Place {
 #[derive(Debug)]
 pub(crate) struct Chunks {
     share: Share,
-    /// A stack: the chunk that was used last is likely to be in the cache. Its entries are where chunks begin, each in
-    /// the umem; where one is in here twice, by a hostile ring, both cannot be lent at once, since batches lend one frame at
-    /// a time, and one that is made an owned frame is away.
-    free: Box<[u64]>,
-    free_count: usize,
+    /// Where chunks begin, each in the umem. Where one is in here twice, by a hostile ring, both cannot be lent at once,
+    /// since batches lend one frame at a time, and one that is made an owned frame is away.
+    pub(crate) free: FreeList,
     places: Box<[Place]>,
     /// How many home chunks are not here.
     away: usize,
@@ -56,17 +59,13 @@ impl Chunks {
         let umem = share.pool().umem();
         let home = share.chunks();
         let bytes = u64::from(umem.chunk_bytes());
-        let mut free: Box<[u64]> = (0..umem.chunks()).map(|_| 0).collect();
-        for (place, chunk) in free.iter_mut().zip(home.clone().rev()) {
-            *place = u64::from(chunk) * bytes;
-        }
+        let chunks = home.clone().rev().map(|chunk| u64::from(chunk) * bytes);
         let place = |chunk| match home.contains(&chunk) {
             true => Place::Here,
             false => Place::Away,
         };
         let mut chunks = Self {
-            free,
-            free_count: home.len(),
+            free: FreeList::new(umem.chunks(), chunks),
             places: (0..umem.chunks()).map(place).collect(),
             away: 0,
             guests: 0,
@@ -174,10 +173,7 @@ impl Chunks {
             if !self.come_home(chunk) {
                 continue;
             }
-            if let Some(place) = self.free.get_mut(self.free_count) {
-                *place = chunk as u64 * bytes;
-                self.free_count += 1;
-            }
+            self.free.push(chunk as u64 * bytes);
         }
     }
 
@@ -188,13 +184,13 @@ impl Chunks {
         let (limit, bytes) = (self.limit, self.chunk_bytes);
         // Where addresses are not what they seem, each is looked at below.
         let mask = if limit > 0 { !(bytes - 1) } else { u64::MAX };
-        let spare = self.spare();
+        let spare = self.free.spare();
         let count = spare.len().min(sent.count as usize);
         // SAFETY: the completion ring, which its caller has borrowed, is mapped; every x86-64 has SSE2.
         let bits = unsafe { sent.copy_masked(spare, mask) };
         // No address is above the bits of all.
         match bits < limit {
-            true => self.set_free_count(self.free_count + count),
+            true => self.free.set_len(self.free.len() + count),
             false => self.sort_sent(count, stamps),
         }
         cast::count(count)
@@ -209,17 +205,18 @@ impl Chunks {
         }
         let pool = Arc::clone(self.share.pool());
         let mut way_home = pool.way_home();
-        let (start, end) = (self.free_count, self.free_count + count);
-        for position in start..end {
-            let Some(&address) = self.free.get(position) else {
+        let start = self.free.len();
+        // What is sorted is written to where it was read, or before.
+        for position in 0..count {
+            let sorted = self.free.len();
+            let Some(&address) = self.free.spare().get(position - (sorted - start)) else {
                 break;
             };
             let address = pool.umem().flat(address);
             let chunk = pool.umem().chunk_of(address);
             match chunk.and_then(|chunk| self.places.get_mut(chunk)) {
                 Some(Place::Here) => {
-                    self.free[self.free_count] = address - pool.umem().offset_in_chunk(address);
-                    self.free_count += 1;
+                    self.free.push(address - pool.umem().offset_in_chunk(address));
                 }
                 Some(place @ Place::Guest) => {
                     *place = Place::Away;
@@ -231,33 +228,11 @@ impl Chunks {
         }
     }
 
-    /// The free chunks, the next one to use last.
-    pub(crate) fn free(&self) -> &[u64] {
-        &self.free[..self.free_count]
-    }
-
-    /// For how many more there is room.
-    #[inline]
-    pub(crate) fn room(&self) -> u32 {
-        cast::count(self.free.len() - self.free_count)
-    }
-
-    /// How many chunks are free.
-    #[inline]
-    pub(crate) fn free_count(&self) -> usize {
-        self.free_count
-    }
-
-    /// How many chunks are free besides a window of so many.
-    pub(crate) fn free_count_beside(&self, window: u32) -> u32 {
-        cast::count(self.free_count).saturating_sub(window)
-    }
-
     /// Reads the time stamps of frames that have come back, to which the first `count` addresses of `spare` lead.
-    fn collect_stamps(&self, count: usize, stamps: &mut Stamps) {
-        let umem = self.umem();
+    fn collect_stamps(&mut self, count: usize, stamps: &mut Stamps) {
+        let umem = self.share.pool().umem();
         let start = u64::from(umem.tx_offset());
-        for address in self.free[self.free_count..].iter().take(count) {
+        for address in self.free.spare().iter().take(count) {
             let address = umem.flat(*address);
             let Some(tag) = umem.chunk_of(address).and_then(|chunk| stamps.arrived(chunk)) else {
                 continue;
@@ -277,17 +252,6 @@ impl Chunks {
         }
     }
 
-    /// Room for chunks that come free.
-    fn spare(&mut self) -> &mut [u64] {
-        &mut self.free[self.free_count..]
-    }
-
-    /// One past the chunk to use next.
-    #[inline]
-    pub(crate) fn top(&mut self) -> *mut u64 {
-        self.spare().as_mut_ptr()
-    }
-
     /// How many of the topmost `most` entries may be lent one after another, which then say where their frames begin: all,
     /// or one where chunks must be admitted one by one, or none.
     #[inline]
@@ -301,13 +265,16 @@ impl Chunks {
     #[inline(never)]
     extern "C" fn open_one(&mut self, most: u32) -> u32 {
         while most > 0
-            && let Some(&entry) = self.free().last() {
+            && let Some(&entry) = self.free.as_slice().last()
+        {
             let start = self.admit_free(entry);
-            if start != REFUSED {
-                self.free[self.free_count - 1] = start;
+            if start != REFUSED
+                && let Some(top) = self.free.last_mut()
+            {
+                *top = start;
                 return 1;
             }
-            self.drop_top();
+            self.free.drop_top();
         }
         0
     }
@@ -315,12 +282,7 @@ impl Chunks {
     /// Of the topmost `count` chunks all but the last `left` were used, from the bottom up.
     #[inline]
     pub(crate) fn take_from_top(&mut self, count: u32, left: u32) {
-        let (count, left) = (count as usize, left as usize);
-        let end = self.free_count;
-        self.set_free_count(end - count + left);
-        if left > 0 && left < count {
-            self.free.copy_within(end - left..end, end - count);
-        }
+        self.free.take_from_top(count, left);
         if left > 0 && !self.is_plain {
             self.close_one();
         }
@@ -329,14 +291,9 @@ impl Chunks {
     /// The topmost entry names its chunk again: with unaligned chunks the fill ring wants that.
     #[cold]
     fn close_one(&mut self) {
-        if let Some(entry) = self.free[..self.free_count].last_mut() {
+        if let Some(entry) = self.free.last_mut() {
             *entry -= self.share.pool().umem().offset_in_chunk(*entry);
         }
-    }
-
-    /// Forgets the topmost chunk.
-    pub(crate) fn drop_top(&mut self) {
-        self.set_free_count(self.free_count - 1);
     }
 
     /// Takes the chunks of frames that were received, admitted and dropped.
@@ -344,20 +301,8 @@ impl Chunks {
         for address in addresses {
             let umem = self.share.pool().umem();
             let address = umem.flat(address);
-            let start = address - umem.offset_in_chunk(address);
-            let Some(place) = self.free.get_mut(self.free_count) else {
-                debug_assert!(false, "no room to recycle");
-                return;
-            };
-            *place = start;
-            self.free_count += 1;
+            self.free.push(address - umem.offset_in_chunk(address));
         }
-    }
-
-    /// How many chunks are free now, after somebody wrote to `spare` or took from the end of `free`.
-    pub(crate) fn set_free_count(&mut self, count: usize) {
-        debug_assert!(count <= self.free.len(), "more chunks than there are");
-        self.free_count = count.min(self.free.len());
     }
 
     /// A home chunk that was away is here again. Says whether it was.
@@ -380,94 +325,5 @@ impl Chunks {
             true => self.umem().len(),
             false => 0,
         };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::ptr::NonNull;
-
-    use super::*;
-    use crate::umem::UmemOptions;
-
-    fn sockets(chunks: u32, count: usize) -> Vec<Chunks> {
-        let umem = Umem::new(&UmemOptions::new().chunks(chunks)).unwrap();
-        let shares = Pool::divide(umem, count).unwrap();
-        shares.into_iter().map(Chunks::new).collect()
-    }
-
-    fn sent(chunks: &mut Chunks, addresses: &[u64]) {
-        let mut addresses = addresses.to_vec();
-        let run = Run {
-            start: NonNull::from(addresses.as_mut_slice()).cast(),
-            count: cast::count(addresses.len()),
-        };
-        assert_eq!(chunks.take_sent(&run, None), run.count);
-    }
-
-    fn admits(chunks: &mut Chunks, address: u64, length: u64) -> bool {
-        chunks.admit(address, length) != REFUSED
-    }
-
-    #[test]
-    fn unaligned_chunks_are_told_by_division() {
-        let options = UmemOptions::new().chunk_bytes(3000).chunks(4).unaligned();
-        let share = Pool::divide(Umem::new(&options).unwrap(), 1)
-            .unwrap()
-            .pop()
-            .unwrap();
-        let mut chunks = Chunks::new(share);
-        assert_eq!(chunks.limit(), 0);
-        assert_eq!(chunks.admit(3000 | 256 << 48, 2744), 3256);
-        assert_eq!(chunks.admit(3000 | 256 << 48, 2745), REFUSED);
-        assert_eq!(chunks.admit(4 * 3000, 1), REFUSED);
-        assert_eq!(chunks.admit_free(6000 | 256 << 48), 6000);
-        // A frame that was sent from within its chunk comes back as the chunk.
-        chunks.set_free_count(3);
-        sent(&mut chunks, &[3256]);
-        assert_eq!(chunks.free(), [9000, 6000, 3000, 3000]);
-    }
-
-    #[test]
-    fn what_a_ring_may_not_name() {
-        let mut chunks = sockets(4, 1).pop().unwrap();
-        assert!(admits(&mut chunks, 0, 2048));
-        assert!(admits(&mut chunks, 3 * 2048 + 256, 2048 - 256));
-        assert!(!admits(&mut chunks, 3 * 2048 + 256, 2048 - 255));
-        assert!(!admits(&mut chunks, 4 * 2048, 1));
-        assert!(!admits(&mut chunks, u64::MAX, 1));
-        assert!(!admits(&mut chunks, 256, u64::MAX));
-        assert!(!admits(&mut chunks, 256, u64::from(u32::MAX)));
-        assert_eq!(chunks.refused(), 5);
-        chunks.leave(2048 + 300);
-        assert_eq!(chunks.limit(), 0);
-        assert!(!admits(&mut chunks, 2048, 1));
-        assert!(admits(&mut chunks, 0, 1));
-        chunks.enter(2048);
-        assert_eq!(chunks.limit(), 4 * 2048);
-        assert!(admits(&mut chunks, 2048, 1));
-    }
-
-    #[test]
-    fn a_guest_goes_home_when_it_was_sent_and_nowhere_else() {
-        let mut both = sockets(8, 2);
-        let (mut other, mut home) = (both.pop().unwrap(), both.pop().unwrap());
-        assert_eq!(home.free(), [3 * 2048, 2 * 2048, 2048, 0]);
-        assert_eq!(other.free(), [7 * 2048, 6 * 2048, 5 * 2048, 4 * 2048]);
-        assert!(admits(&mut home, 0, 1) && !admits(&mut home, 4 * 2048, 1));
-        home.set_free_count(3);
-        home.leave(256);
-        other.enter(256);
-        // On its way it is nobody's to lend.
-        assert!(!admits(&mut home, 0, 1) && !admits(&mut other, 0, 1));
-        // One of its own, the guest, the guest again, one that it never had.
-        other.set_free_count(3);
-        sent(&mut other, &[4 * 2048, 256, 256, 2048]);
-        assert_eq!(other.free().len(), 4);
-        assert_eq!(other.refused(), 1 + 2);
-        assert!(!admits(&mut home, 0, 1));
-        home.collect();
-        assert!(admits(&mut home, 0, 1));
-        assert_eq!(home.free(), [3 * 2048, 2 * 2048, 2048, 0]);
     }
 }

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "entries of a ring are written through a raw pointer")]
 
 use crate::cast;
-use crate::ring::{Descriptor, Run};
+use crate::ring::{Access as _, Descriptor, Run};
 
 /// Entries of the TX ring that lie one after another.
 #[derive(Debug, Clone, Copy)]
@@ -50,13 +50,11 @@ impl TxRun {
 /// It is in a mapped TX ring, and reserved for the caller.
 #[inline]
 pub(crate) unsafe fn write_entry(entry: *mut Descriptor, address: u64, length: u32, options: u32) {
-    // By its two halves: one store less than by its three parts.
-    let (length, options) = (u64::from(length), u64::from(options));
-    let rest = match cfg!(target_endian = "little") {
-        true => length | options << 32,
-        false => length << 32 | options,
+    let descriptor = Descriptor {
+        address,
+        length,
+        options,
     };
-    let halves = [address, rest];
-    // SAFETY: aligned, as all entries are; the kernel reads it only after it was published.
-    unsafe { entry.cast::<[u64; 2]>().write(halves) };
+    // SAFETY: the caller's promise; the kernel reads it only after it was published.
+    unsafe { Descriptor::write(entry, descriptor) };
 }

@@ -105,22 +105,27 @@ impl Socket {
         if !tx.needs_wakeup() {
             return Ok(Kick::Done);
         }
-        let calls = in_flight / self.kick_frames.load(Ordering::Relaxed).max(1) + 1;
-        for _ in 0..calls {
-            // A full batch of the kernel's ends with EAGAIN, whether there is more or not.
-            if tx.is_drained() {
-                return Ok(Kick::Done);
-            }
+        let frames_each = self.kick_frames.load(Ordering::Relaxed).max(1);
+        let mut left = in_flight;
+        // A full batch of the kernel's ends with EAGAIN, whether there is more or not.
+        while !tx.is_drained() {
             match rustix::net::send(&self.fd, &[], SendFlags::DONTWAIT) {
-                // More than it sends at once; or no room for completions or in the socket's send buffer.
-                Err(Errno::AGAIN) => {}
                 Ok(_) => return Ok(Kick::Done),
-                // The device has no room, or is down for now: the frames wait in the ring.
-                Err(Errno::BUSY | Errno::NOBUFS | Errno::NETDOWN | Errno::INTR) => return Ok(Kick::Again),
-                Err(errno) => return Err(self.kick_error("sendto", errno)),
+                // More than it sends at once; or no room for completions or in the socket's send buffer.
+                Err(Errno::AGAIN) if left >= frames_each => left -= frames_each,
+                Err(errno) => return self.not_kicked(errno),
             }
         }
-        Ok(Kick::Again)
+        Ok(Kick::Done)
+    }
+
+    #[cold]
+    fn not_kicked(&self, errno: Errno) -> Result<Kick, Error> {
+        match errno {
+            // No room, in the device or for completions; or it is down for now: the frames wait in the ring.
+            Errno::AGAIN | Errno::BUSY | Errno::NOBUFS | Errno::NETDOWN | Errno::INTR => Ok(Kick::Again),
+            errno => Err(self.kick_error("sendto", errno)),
+        }
     }
 
     pub(crate) fn statistics(&self) -> Result<Statistics, Error> {

@@ -32,9 +32,7 @@ impl Extent {
     #[inline]
     pub(crate) fn is_within(&self, limit: u64, chunk_bytes: u64) -> bool {
         let offset = self.addresses & (chunk_bytes - 1);
-        self.addresses < limit
-            && self.lengths < 1 << 15
-            && offset + u64::from(self.longest) <= chunk_bytes
+        self.addresses < limit && self.lengths < 1 << 15 && offset + u64::from(self.longest) <= chunk_bytes
     }
 }
 
@@ -45,7 +43,7 @@ impl Extent {
 /// The run is mapped.
 #[cfg(any(test, not(target_arch = "x86_64")))]
 unsafe fn copy_plainly(run: &Run<Descriptor>, copies: &mut [Descriptor]) -> Extent {
-    use super::run::Readable as _;
+    use super::run::Access as _;
 
     let mut extent = Extent {
         addresses: 0,
@@ -194,6 +192,19 @@ impl Run<u64> {
         bits | _mm_cvtsi128_si64(both).cast_unsigned()
     }
 
+    /// Copies its entries, as many as both have, and says how many. Nobody looks at them on the way.
+    ///
+    /// # Safety
+    ///
+    /// Both are mapped; `to` is the caller's alone, and not in `self`.
+    #[inline]
+    pub(crate) unsafe fn copy_all(&self, to: &Self) -> u32 {
+        let count = self.count.min(to.count);
+        // SAFETY: as many entries as both have; the caller promises the rest.
+        unsafe { self.start.copy_to_nonoverlapping(to.start, count as usize) };
+        count
+    }
+
     /// Writes the addresses of frames, as many as both have.
     ///
     /// # Safety
@@ -213,6 +224,37 @@ impl Run<u64> {
             eight.iter().for_each(&mut write);
         }
         rest.iter().for_each(write);
+    }
+}
+
+impl Run<Descriptor> {
+    /// Copies the addresses alone, as many as both have, and says how many. Nobody looks at them on the way, so that it
+    /// does not matter whether they change meanwhile.
+    ///
+    /// # Safety
+    ///
+    /// Both are mapped; `to` is the caller's alone, and not in `self`.
+    #[inline]
+    pub(crate) unsafe fn copy_addresses(&self, to: &Run<u64>) -> u32 {
+        let count = self.count.min(to.count);
+        let (mut source, mut target) = (self.start.as_ptr().cast_const(), to.start.as_ptr());
+        let mut copy = || {
+            // SAFETY: the first half of an entry of `self`, of which fewer were read.
+            let address = unsafe { source.cast::<u64>().read_volatile() };
+            // SAFETY: an entry of `to`, of which fewer were written.
+            unsafe { target.write(address) };
+            source = source.wrapping_add(1);
+            target = target.wrapping_add(1);
+        };
+        for _ in 0..count as usize / UNROLLED {
+            for _ in 0..UNROLLED {
+                copy();
+            }
+        }
+        for _ in 0..count as usize % UNROLLED {
+            copy();
+        }
+        count
     }
 }
 
@@ -269,7 +311,10 @@ mod tests {
         // SAFETY: as above.
         let plainly = unsafe { copy_plainly(&run, &mut plain) };
         assert_eq!(plain, copies);
-        assert_eq!((plainly.addresses, plainly.lengths), (extent.addresses, extent.lengths));
+        assert_eq!(
+            (plainly.addresses, plainly.lengths),
+            (extent.addresses, extent.lengths)
+        );
         if extent.lengths < 1 << 15 {
             assert_eq!(plainly, extent);
         }

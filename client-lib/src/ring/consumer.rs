@@ -11,7 +11,7 @@ use std::{hint, io};
 
 use super::cursor::{Consumer, CorruptRing};
 use super::map::{Entry, MappedIndex, RingMap};
-use super::{CompletionRing, Descriptor, Reserved, Run, RxRing, Wanted, transfer};
+use super::{CompletionRing, Descriptor, FillRing, ProducerRing, Reserved, Run, RxRing, Wanted, transfer};
 use crate::cast;
 use crate::sys::{MmapOffsets, Ring};
 
@@ -49,6 +49,37 @@ impl RxRing {
     /// What mmap says; EPROTO for a ring whose indexes cannot be right.
     pub unsafe fn map(socket: BorrowedFd<'_>, offsets: &MmapOffsets, entries: u32) -> io::Result<Self> {
         Self::new(RingMap::<Descriptor>::new(socket, Ring::Rx, offsets, entries)?)
+    }
+}
+
+impl CompletionRing {
+    /// Moves up to `max` chunks that were sent to the fill ring, to be received into, and says how many.
+    ///
+    /// # Errors
+    ///
+    /// One of the rings is corrupt; nothing was moved.
+    #[inline]
+    pub fn recycle(&mut self, fill: &mut FillRing, max: u32) -> Result<u32, CorruptRing> {
+        self.move_runs(fill, max, |source, target| {
+            // SAFETY: runs of two rings that are borrowed and so mapped; `target` was reserved.
+            unsafe { source.copy_all(&target) }
+        })
+    }
+}
+
+impl RxRing {
+    /// Moves the addresses of up to `max` frames to the fill ring, to be received into again: [`Self::transfer`] for frames
+    /// that are dropped unseen, without a look at their lengths.
+    ///
+    /// # Errors
+    ///
+    /// One of the rings is corrupt; nothing was moved.
+    #[inline]
+    pub fn recycle(&mut self, fill: &mut FillRing, max: u32) -> Result<u32, CorruptRing> {
+        self.move_runs(fill, max, |source, target| {
+            // SAFETY: runs of two rings that are borrowed and so mapped; `target` was reserved.
+            unsafe { source.copy_addresses(&target) }
+        })
     }
 }
 
@@ -107,6 +138,59 @@ impl<D: Entry> ConsumerRing<D> {
             self.cursor.release(count);
         }
         Ok(taken)
+    }
+
+    /// Moves up to `max` entries to another ring, as many as are there and fit, writes there what `change` makes of each,
+    /// and publishes both at once. Says how many. Two guards in one, and the quickest way from ring to ring.
+    ///
+    /// ```no_run
+    /// # use xsk_client::ring::{CorruptRing, Descriptor, RxRing, TxRing};
+    /// /// Sends back what was received, without the last four bytes.
+    /// fn reflect(rx: &mut RxRing, tx: &mut TxRing) -> Result<u32, CorruptRing> {
+    ///     rx.transfer(tx, 64, |frame| Descriptor { length: frame.length.saturating_sub(4), ..frame })
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// One of the rings is corrupt; nothing was moved.
+    #[inline]
+    pub fn transfer<T: Entry>(
+        &mut self,
+        to: &mut ProducerRing<T>,
+        max: u32,
+        mut change: impl FnMut(D) -> T,
+    ) -> Result<u32, CorruptRing> {
+        self.move_runs(to, max, |source, target| {
+            // SAFETY: runs of two rings that are borrowed and so mapped; `target` was reserved.
+            unsafe { transfer(source, target, &mut change) }
+        })
+    }
+
+    /// `move_run` moves as many entries as both runs have, and says how many.
+    #[inline(always)]
+    fn move_runs<T: Entry>(
+        &mut self,
+        to: &mut ProducerRing<T>,
+        max: u32,
+        mut move_run: impl FnMut(Run<D>, Run<T>) -> u32,
+    ) -> Result<u32, CorruptRing> {
+        let there = self.cursor.peek(0..=max)?;
+        let count = to.cursor.reserve(0..=there)?;
+        let mut moved = 0;
+        while moved < count {
+            let source = self
+                .map
+                .run(self.cursor.index().wrapping_add(moved), count - moved);
+            let target = to.map.run(to.cursor.index().wrapping_add(moved), count - moved);
+            moved += move_run(source, target);
+        }
+        if count > 0 {
+            self.cursor.release(count);
+            to.cursor.advance(count);
+            to.cursor.publish();
+        }
+        Ok(count)
     }
 
     /// Its size in entries.

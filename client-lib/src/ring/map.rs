@@ -16,7 +16,7 @@ use rustix::net::xdp::XdpRingFlags;
 
 use super::Descriptor;
 use super::cursor::SharedIndex;
-use super::run::{Readable, Run};
+use super::run::{Access, Run};
 use crate::sys::{self, Mapping, MmapOffsets, Prefault, Ring};
 
 mod sealed {
@@ -26,7 +26,7 @@ mod sealed {
 }
 
 /// What a ring holds: addresses or descriptors.
-pub trait Entry: Copy + Readable + sealed::Sealed {}
+pub trait Entry: Copy + Access + sealed::Sealed {}
 
 impl Entry for u64 {}
 impl Entry for Descriptor {}

@@ -23,7 +23,7 @@ pub use cursor::CorruptRing;
 pub use map::Entry;
 pub use producer::{ProducerRing, Reserved};
 
-pub(crate) use run::{Run, transfer};
+pub(crate) use run::{Access, Run, transfer};
 
 /// Chunks for the kernel to receive into: addresses in the umem.
 pub type FillRing = ProducerRing<u64>;

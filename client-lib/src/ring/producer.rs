@@ -19,8 +19,8 @@ use crate::sys::{MmapOffsets, Ring};
 /// The producing half of a ring; see [`FillRing`] and [`TxRing`].
 #[derive(Debug)]
 pub struct ProducerRing<D> {
-    cursor: Producer<MappedIndex>,
-    map: RingMap<D>,
+    pub(super) cursor: Producer<MappedIndex>,
+    pub(super) map: RingMap<D>,
 }
 
 impl FillRing {
@@ -236,7 +236,7 @@ impl<D: Entry> Reserved<'_, D> {
         }
         // SAFETY: before `end`, so a reserved entry in the mapping; the guard borrows the ring, and with it all of our
         // writers.
-        unsafe { self.next.write(value) };
+        unsafe { D::write(self.next, value) };
         self.next = self.next.wrapping_add(1);
         Ok(())
     }
@@ -244,16 +244,23 @@ impl<D: Entry> Reserved<'_, D> {
     /// Writes entries as long as there are values and room, and says how many. Takes no value that it cannot write.
     #[inline]
     pub fn write_from(&mut self, values: impl IntoIterator<Item = D>) -> u32 {
+        const UNROLLED: u32 = 8;
         let before = self.remaining();
         let mut values = values.into_iter();
         'values: loop {
-            while self.next != self.end {
-                let Some(value) = values.next() else {
-                    break 'values;
-                };
-                // SAFETY: as in `write`.
-                unsafe { self.next.write(value) };
-                self.next = self.next.wrapping_add(1);
+            let run = self.run_count();
+            // In blocks, so that the end is looked at once for each.
+            for (blocks, entries) in [(run / UNROLLED, UNROLLED), (run % UNROLLED, 1)] {
+                for _ in 0..blocks {
+                    for _ in 0..entries {
+                        let Some(value) = values.next() else {
+                            break 'values;
+                        };
+                        // SAFETY: as in `write`.
+                        unsafe { D::write(self.next, value) };
+                        self.next = self.next.wrapping_add(1);
+                    }
+                }
             }
             if !self.go_on() {
                 break;

@@ -5,44 +5,86 @@
 
 #![expect(unsafe_code, reason = "memory that the kernel writes too")]
 
-use std::mem::offset_of;
 use std::ptr::NonNull;
 
 use super::{Descriptor, Entry};
 
-/// How an entry of each kind is read.
-pub trait Readable: Sized {
+/// How an entry of each kind is read and written.
+pub trait Access: Sized {
     /// Reads an entry, each byte once.
     ///
     /// # Safety
     ///
     /// `entry` is aligned and in a mapping.
     unsafe fn read(entry: *const Self) -> Self;
+
+    /// Writes an entry.
+    ///
+    /// # Safety
+    ///
+    /// `entry` is aligned and in a mapping, and reserved for the caller.
+    unsafe fn write(entry: *mut Self, value: Self);
 }
 
-impl Readable for u64 {
+impl Access for u64 {
     #[inline]
     unsafe fn read(entry: *const Self) -> Self {
         // SAFETY: the caller's promise; any bits are an address, even ones that somebody changes meanwhile.
         unsafe { entry.read_volatile() }
     }
+
+    #[inline]
+    unsafe fn write(entry: *mut Self, value: Self) {
+        // SAFETY: the caller's promise.
+        unsafe { entry.write(value) };
+    }
 }
 
-impl Readable for Descriptor {
-    /// By its two halves: as a whole the compiler would read it into memory first.
+/// By its two halves: read as a whole, the compiler would put it into memory first, and its three parts take one store
+/// more.
+impl Access for Descriptor {
     #[inline]
     unsafe fn read(entry: *const Self) -> Self {
-        let rest = entry
-            .wrapping_byte_add(offset_of!(Descriptor, length))
-            .cast::<u64>();
-        // SAFETY: the second half of an entry, which is aligned to 8 bytes.
-        let [a, b, c, d, e, f, g, h] = unsafe { rest.read_volatile() }.to_ne_bytes();
+        let halves = entry.cast::<u64>();
+        // SAFETY: the first half of an entry, which is aligned to 8 bytes.
+        let address = unsafe { halves.read_volatile() };
+        // SAFETY: the second half.
+        let rest = unsafe { halves.wrapping_add(1).read_volatile() };
+        let (length, options) = parts(rest);
         Self {
-            // SAFETY: the first half.
-            address: unsafe { entry.cast::<u64>().read_volatile() },
-            length: u32::from_ne_bytes([a, b, c, d]),
-            options: u32::from_ne_bytes([e, f, g, h]),
+            address,
+            length,
+            options,
         }
+    }
+
+    #[inline]
+    unsafe fn write(entry: *mut Self, value: Self) {
+        let halves = entry.cast::<u64>();
+        // SAFETY: the first half of an entry, which is aligned to 8 bytes.
+        unsafe { halves.write(value.address) };
+        // SAFETY: the second half.
+        unsafe { halves.wrapping_add(1).write(half(value.length, value.options)) };
+    }
+}
+
+/// Length and options, as they lie behind the address.
+#[inline]
+fn half(length: u32, options: u32) -> u64 {
+    let (length, options) = (u64::from(length), u64::from(options));
+    match cfg!(target_endian = "little") {
+        true => length | options << 32,
+        false => length << 32 | options,
+    }
+}
+
+/// What `half` was made of.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the lower and the upper 32 bits")]
+fn parts(half: u64) -> (u32, u32) {
+    match cfg!(target_endian = "little") {
+        true => (half as u32, (half >> 32) as u32),
+        false => ((half >> 32) as u32, half as u32),
     }
 }
 
@@ -81,15 +123,25 @@ pub(crate) unsafe fn transfer<F: Entry, T: Entry>(
     to: Run<T>,
     mut change: impl FnMut(F) -> T,
 ) -> u32 {
+    /// How many entries are moved in one turn of a loop.
+    const UNROLLED: u32 = 8;
     let count = from.count.min(to.count);
     let (mut source, mut target) = (from.start.as_ptr().cast_const(), to.start.as_ptr());
-    for _ in 0..count {
+    let mut one = || {
         // SAFETY: fewer than `from.count` entries were read before this one.
         let entry = unsafe { F::read(source) };
         // SAFETY: fewer than `to.count` entries were written before this one.
-        unsafe { target.write(change(entry)) };
+        unsafe { T::write(target, change(entry)) };
         source = source.wrapping_add(1);
         target = target.wrapping_add(1);
+    };
+    for _ in 0..count / UNROLLED {
+        for _ in 0..UNROLLED {
+            one();
+        }
+    }
+    for _ in 0..count % UNROLLED {
+        one();
     }
     count
 }

@@ -38,7 +38,7 @@ impl Core {
         let rings = opened.map_rings()?;
         let chunks = Chunks::new(share);
         let stamps = Stamps::new(chunks.umem());
-        let free = chunks.free().len();
+        let free = chunks.free.len();
         let reserve = match (&rings.rx, &rings.tx) {
             (Some(_), Some(tx)) => (free / 4).min(tx.size() as usize),
             (Some(_), None) => 0,
@@ -67,11 +67,12 @@ impl Core {
         self.upkeep()?;
         // Every frame of the batch must find room on the free list. Since chunks only go round, it has; a peer that
         // invents descriptors is held back by this.
-        let room = self.chunks.room();
+        let room = self.chunks.free.room();
         let Some(rx) = &mut self.rings.rx else {
             return Err(self.socket.lacks(Ring::Rx));
         };
-        rx.ready_run(max.min(room)).map_err(|cause| self.socket.corrupt(cause))
+        rx.ready_run(max.min(room))
+            .map_err(|cause| self.socket.corrupt(cause))
     }
 
     /// Whether there is anything to receive.

@@ -55,7 +55,7 @@ impl Core {
     #[inline]
     fn recycle(&mut self, frames: &[Cell<Descriptor>], kept: u32) -> Result<(), CorruptRing> {
         let mut left = frames;
-        if kept == 0 && self.chunks.free_count() >= self.reserve {
+        if kept == 0 && self.chunks.free.len() >= self.reserve {
             let written = self.rings.fill.produce_addresses(frames)?;
             left = frames.get(written..).unwrap_or_default();
             if left.is_empty() {
@@ -63,7 +63,8 @@ impl Core {
             }
         }
         let addresses = left.iter().map(|frame| frame.get().address);
-        self.chunks.take_back(addresses.filter(|address| *address != KEPT));
+        self.chunks
+            .take_back(addresses.filter(|address| *address != KEPT));
         self.refill()
     }
 
@@ -191,7 +192,7 @@ impl Core {
     /// Takes back what the kernel has sent.
     fn reap(&mut self) -> Result<(), CorruptRing> {
         // Up to the ring's end; what is behind that is for the next time.
-        let run = self.rings.completion.ready_run(self.chunks.room())?;
+        let run = self.rings.completion.ready_run(self.chunks.free.room())?;
         if run.count == 0 {
             return Ok(());
         }
@@ -204,17 +205,17 @@ impl Core {
     /// Moves free chunks to the fill ring, as many as fit and are not kept for sending.
     #[inline]
     pub(super) fn refill(&mut self) -> Result<(), CorruptRing> {
-        match self.chunks.free_count() > self.reserve {
+        match self.chunks.free.len() > self.reserve {
             true => self.fill_up(),
             false => Ok(()),
         }
     }
 
     fn fill_up(&mut self) -> Result<(), CorruptRing> {
-        let free = self.chunks.free();
+        let free = self.chunks.free.as_slice();
         if let Some(usable) = free.get(self.reserve..) {
             let left = free.len() - self.rings.fill.produce_last(usable)?;
-            self.chunks.set_free_count(left);
+            self.chunks.free.set_len(left);
         }
         Ok(())
     }

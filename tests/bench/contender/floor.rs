@@ -7,13 +7,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use anyhow::{Context, Result};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use xsk_client::ring::Descriptor;
 use xsk_client::sys::{self, BindFlags, Mapping, MmapOffsets, Prefault, Ring};
 
 use crate::harness::{BATCH, CHUNK_BYTES, CHUNKS, Contender, FRAME_BYTES, Place, RING_ENTRIES};
-use crate::raw;
+use crate::{handed_over, memory};
 
 const MASK: u32 = RING_ENTRIES - 1;
 
@@ -72,16 +73,25 @@ impl<T: Copy> Bare<T> {
             .wrapping_add((self.index.wrapping_add(offset) & MASK) as usize)
     }
 
+    /// How many entries there are from this one on, `count` at most, until the ring's end.
     #[inline(always)]
-    fn read(&self, offset: u32) -> T {
-        // SAFETY: masked, so within the ring; the kernel has given it.
-        unsafe { self.entry(offset).read() }
+    fn run(&self, offset: u32, count: u32) -> u32 {
+        count.min(RING_ENTRIES - (self.index.wrapping_add(offset) & MASK))
     }
 
+    /// Calls `step` with `count` entries.
     #[inline(always)]
-    fn write(&self, offset: u32, value: T) {
-        // SAFETY: masked, so within the ring.
-        unsafe { self.entry(offset).write(value) }
+    fn each(&self, count: u32, mut step: impl FnMut(*mut T)) {
+        let mut done = 0;
+        while done < count {
+            let mut entry = self.entry(done);
+            let run = self.run(done, count - done);
+            in_blocks(run, || {
+                step(entry);
+                entry = entry.wrapping_add(1);
+            });
+            done += run;
+        }
     }
 
     #[inline(always)]
@@ -113,12 +123,12 @@ pub(crate) struct Floor {
 
 impl Floor {
     pub(crate) fn new(place: &Place) -> Result<Self> {
-        let socket = raw::handed_over(place)?;
-        let memory = raw::umem()?;
+        let socket = handed_over::socket(place)?;
+        let memory = umem()?;
         sys::register_umem(&socket, &memory, CHUNK_BYTES, 0).context("XDP_UMEM_REG")?;
         let at = sys::mmap_offsets(&socket)?;
         let fd = socket.as_fd();
-        let mut fill = Bare::map(fd, Ring::Fill, &at)?;
+        let mut fill = Bare::<u64>::map(fd, Ring::Fill, &at)?;
         let (rx, tx) = (Bare::map(fd, Ring::Rx, &at)?, Bare::map(fd, Ring::Tx, &at)?);
         let completion = Bare::map(fd, Ring::Completion, &at)?;
         // Who only sends uses all chunks for that.
@@ -127,9 +137,12 @@ impl Floor {
             "pingpong" => CHUNKS / 2,
             _ => CHUNKS,
         };
-        for chunk in 0..receiving {
-            fill.write(chunk, u64::from((CHUNKS - 1 - chunk) * CHUNK_BYTES));
-        }
+        let mut chunk = CHUNKS;
+        fill.each(receiving, |entry: *mut u64| {
+            chunk -= 1;
+            // SAFETY: an entry of the fill ring, which is all free.
+            unsafe { entry.write(u64::from(chunk * CHUNK_BYTES)) };
+        });
         fill.advance(receiving);
         let flags = BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP;
         sys::bind(&socket, place.interface_index, place.queue, flags).context("bind")?;
@@ -142,6 +155,12 @@ impl Floor {
             next: 0,
             socket,
         })
+    }
+
+    #[inline(always)]
+    fn forget_completed(&mut self) {
+        let sent = self.completion.ready();
+        self.completion.advance(sent);
     }
 
     #[inline(always)]
@@ -163,12 +182,8 @@ impl Contender for Floor {
 
     fn rxdrop(&mut self) -> u32 {
         let count = self.rx.ready();
-        if count == 0 {
-            return 0;
-        }
-        for offset in 0..count {
-            self.fill.write(offset, self.rx.read(offset).address);
-        }
+        // SAFETY: entries of both rings, which have as many.
+        unsafe { step_by_step(&self.rx, &self.fill, count, |frame| frame.address) };
         self.rx.advance(count);
         self.fill.advance(count);
         count
@@ -177,41 +192,42 @@ impl Contender for Floor {
     fn txonly(&mut self) -> u32 {
         let mut count = 0;
         if self.tx.free() >= BATCH {
-            for offset in 0..BATCH {
+            let mut number = self.next;
+            self.tx.each(BATCH, |entry| {
                 let descriptor = Descriptor {
-                    address: u64::from((self.next + offset) % CHUNKS * CHUNK_BYTES),
+                    address: u64::from(number % CHUNKS * CHUNK_BYTES),
                     length: FRAME_BYTES,
                     options: 0,
                 };
-                self.tx.write(offset, descriptor);
-            }
-            self.next = (self.next + BATCH) % CHUNKS;
+                number += 1;
+                // SAFETY: a free entry.
+                unsafe { entry.write(descriptor) };
+            });
+            self.next = number % CHUNKS;
             self.tx.advance(BATCH);
             count = BATCH;
         }
         self.kick();
-        let sent = self.completion.ready();
-        self.completion.advance(sent);
+        self.forget_completed();
         count
     }
 
     fn l2fwd(&mut self) -> u32 {
         let sent = self.completion.ready();
-        for offset in 0..sent {
-            self.fill.write(offset, self.completion.read(offset));
-        }
+        // SAFETY: entries of both rings: what was sent was not in the fill ring.
+        unsafe { step_by_step(&self.completion, &self.fill, sent, |chunk| chunk) };
         self.completion.advance(sent);
         self.fill.advance(sent);
 
         let count = self.rx.ready();
-        if count == 0 {
-            return 0;
-        }
-        for offset in 0..count {
-            let frame = self.rx.read(offset);
-            raw::swap_addresses(raw::address(&self.memory, frame.address));
-            self.tx.write(offset, frame);
-        }
+        let umem = self.memory.start();
+        let swap = |frame: Descriptor| {
+            // SAFETY: the kernel names frames in the umem, and the chunk is ours until it is in the TX ring.
+            unsafe { memory::swap_addresses(umem, frame.address) };
+            frame
+        };
+        // SAFETY: entries of both rings, which have as many.
+        unsafe { step_by_step(&self.rx, &self.tx, count, swap) };
         self.rx.advance(count);
         self.tx.advance(count);
         self.kick();
@@ -219,14 +235,14 @@ impl Contender for Floor {
     }
 
     fn ping(&mut self) {
-        let sent = self.completion.ready();
-        self.completion.advance(sent);
+        self.forget_completed();
         let descriptor = Descriptor {
             address: 0,
             length: FRAME_BYTES,
             options: 0,
         };
-        self.tx.write(0, descriptor);
+        // SAFETY: there is always room for one.
+        unsafe { self.tx.entry(0).write(descriptor) };
         self.tx.advance(1);
         self.kick();
     }
@@ -235,9 +251,63 @@ impl Contender for Floor {
         if self.rx.ready() == 0 {
             return false;
         }
-        self.fill.write(0, self.rx.read(0).address);
+        // SAFETY: an entry that the kernel has given, and one of a chunk that is not in the fill ring.
+        unsafe { step_by_step(&self.rx, &self.fill, 1, |frame| frame.address) };
         self.rx.advance(1);
         self.fill.advance(1);
         true
     }
+}
+
+/// Writes what `change` makes of `count` entries to another ring.
+///
+/// # Safety
+///
+/// They are there, and free in the other.
+#[inline(always)]
+unsafe fn step_by_step<F: Copy, T: Copy>(
+    from: &Bare<F>,
+    to: &Bare<T>,
+    count: u32,
+    mut change: impl FnMut(F) -> T,
+) {
+    let mut done = 0;
+    while done < count {
+        let (mut source, mut target) = (from.entry(done), to.entry(done));
+        let run = from.run(done, to.run(done, count - done));
+        in_blocks(run, || {
+            // SAFETY: the caller's promise.
+            let entry = unsafe { source.read() };
+            // SAFETY: as above.
+            unsafe { target.write(change(entry)) };
+            source = source.wrapping_add(1);
+            target = target.wrapping_add(1);
+        });
+        done += run;
+    }
+}
+
+/// So many steps, a few in each turn of the loop.
+#[inline(always)]
+fn in_blocks(count: u32, mut step: impl FnMut()) {
+    const BLOCK: u32 = 8;
+    for _ in 0..count / BLOCK {
+        for _ in 0..BLOCK {
+            step();
+        }
+    }
+    for _ in 0..count % BLOCK {
+        step();
+    }
+}
+
+/// Memory for the umem, with the frame in every chunk.
+fn umem() -> Result<Mapping> {
+    let memfd = memfd_create("bench", MemfdFlags::CLOEXEC)?;
+    let bytes = u64::from(CHUNKS) * u64::from(CHUNK_BYTES);
+    ftruncate(&memfd, bytes)?;
+    let memory = Mapping::new(&memfd, 0, usize::try_from(bytes)?, Prefault::Yes)?;
+    // SAFETY: it was just made, as long as that.
+    unsafe { memory::write_frames(memory.start()) };
+    Ok(memory)
 }

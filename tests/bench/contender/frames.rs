@@ -3,11 +3,10 @@
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use anyhow::{Result, ensure};
-use xsk_client::wire::{Acquired, RingSizes};
-use xsk_client::{BindOptions, Grant, Umem, UmemOptions, Xsk};
+use xsk_client::{BindOptions, Umem, UmemOptions, Xsk};
 
-use crate::harness::{self, BATCH, CHUNK_BYTES, CHUNKS, Contender, FRAME_BYTES, Place, RING_ENTRIES};
-use crate::raw;
+use crate::handed_over;
+use crate::harness::{self, BATCH, CHUNK_BYTES, CHUNKS, Contender, FRAME_BYTES, Place};
 
 pub(crate) struct Frames {
     xsk: Xsk,
@@ -15,7 +14,7 @@ pub(crate) struct Frames {
 
 impl Frames {
     pub(crate) fn new(place: &Place) -> Result<Self> {
-        let grant = Grant::from_parts(acquired(place)?, vec![raw::handed_over(place)?])?;
+        let grant = handed_over::grant(place)?;
         let umem = Umem::new(&UmemOptions::new().chunks(CHUNKS).chunk_bytes(CHUNK_BYTES))?;
         let mut xsk = grant.bind_one(umem, &BindOptions::new())?.into_inner();
         if place.mode != "rxdrop" && place.mode != "l2fwd" {
@@ -44,22 +43,6 @@ fn write_frames(xsk: &mut Xsk) -> Result<()> {
     drop(written);
     xsk.transmit(0)?;
     Ok(())
-}
-
-/// What the broker replies with, of a socket that came from elsewhere.
-fn acquired(place: &Place) -> Result<Acquired> {
-    let acquired = serde_json::json!({
-        "lease": 1,
-        "interface": place.interface,
-        "interfaceIndex": place.interface_index,
-        "rule": "bench",
-        "queueLock": "none",
-        "xdp": "native",
-        "rings": RingSizes::all(RING_ENTRIES),
-        "activateWithinMs": 0,
-        "sockets": [{ "queue": place.queue, "socketFileDescriptor": 0 }],
-    });
-    Ok(serde_json::from_value(acquired)?)
 }
 
 /// What went wrong ends the run: a figure obtained in spite of it would be none.

@@ -11,7 +11,9 @@
 
 mod floor;
 mod frames;
+mod handed_over;
 mod harness;
+mod memory;
 mod raw;
 
 use std::process::ExitCode;

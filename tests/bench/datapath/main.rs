@@ -87,7 +87,12 @@ fn bench(arguments: &Arguments) -> Result<()> {
     for &mode in &arguments.modes {
         for &contestant in &arguments.contestants {
             eprintln!("instructions: {} in {}", contestant.name(), mode.name());
-            figures.instructions.push(instructions(&stage, contestant, mode, arguments.profile.as_deref())?);
+            figures.instructions.push(instructions(
+                &stage,
+                contestant,
+                mode,
+                arguments.profile.as_deref(),
+            )?);
         }
     }
     for round in 0..arguments.rounds {

@@ -72,7 +72,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .args(["--milliseconds", &arguments.milliseconds.to_string()])
         .arg("--plot")
         .arg(plot)
-        .args(arguments.profile.iter().flat_map(|folder| [OsStr::new("--profile"), folder.as_os_str()]))
+        .args(
+            arguments
+                .profile
+                .iter()
+                .flat_map(|folder| [OsStr::new("--profile"), folder.as_os_str()]),
+        )
         .args(
             arguments
                 .contestant
