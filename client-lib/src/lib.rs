@@ -35,6 +35,8 @@ mod error;
 mod frame;
 #[cfg(feature = "datapath")]
 mod grant;
+#[cfg(all(feature = "datapath", any(test, fuzzing)))]
+pub mod hostile;
 #[cfg(feature = "datapath")]
 mod inherit;
 #[cfg(feature = "sys")]

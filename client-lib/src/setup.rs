@@ -17,7 +17,7 @@ use crate::error::{Error, Queue};
 use crate::memlock::MemlockTooLow;
 use crate::ring::{CompletionRing, FillRing, RxRing, TxRing};
 use crate::socket::Socket;
-use crate::sys::{self, Mapping, Ring, UmemLayout};
+use crate::sys::{self, Mapping, MmapOffsets, Ring, UmemLayout};
 use crate::wire::{Direction, RingSizes};
 
 /// How large the rings are that a socket has, in entries. A socket that only receives has no TX ring, one that only
@@ -124,25 +124,31 @@ impl Opened {
 
     /// Maps the rings that there are.
     pub(crate) fn map_rings(&self) -> Result<Rings, Error> {
+        let offsets =
+            sys::mmap_offsets(&self.socket).map_err(|cause| self.failed("XDP_MMAP_OFFSETS", cause))?;
+        self.map_rings_at(&offsets)
+    }
+
+    /// Maps them where their parts are known to lie.
+    pub(crate) fn map_rings_at(&self, offsets: &MmapOffsets) -> Result<Rings, Error> {
         let fd = self.socket.as_fd();
-        let offsets = sys::mmap_offsets(fd).map_err(|cause| self.failed("XDP_MMAP_OFFSETS", cause))?;
         let sizes = &self.rings;
         let failed = |call| move |cause| self.failed(call, cause);
         // SAFETY: `Xsk` produces chunks only that nothing else uses (see `chunks.rs`); what `raw::Xsk` may produce,
         // its memory was promised for. It is the only producer: this socket came to this process alone, and `self` is
         // used up for one of them.
         let fill =
-            unsafe { FillRing::map(fd, &offsets, sizes.fill) }.map_err(failed("mmap of the fill ring"))?;
+            unsafe { FillRing::map(fd, offsets, sizes.fill) }.map_err(failed("mmap of the fill ring"))?;
         // SAFETY: the only consumer, as above.
-        let completion = unsafe { CompletionRing::map(fd, &offsets, sizes.completion) }
+        let completion = unsafe { CompletionRing::map(fd, offsets, sizes.completion) }
             .map_err(failed("mmap of the completion ring"))?;
         let rx = sizes.rx.map(|size| {
             // SAFETY: the only consumer, as above.
-            unsafe { RxRing::map(fd, &offsets, size) }
+            unsafe { RxRing::map(fd, offsets, size) }
         });
         let tx = sizes.tx.map(|size| {
             // SAFETY: a frame that is sent is given up by its owner; the only producer, as above.
-            unsafe { TxRing::map(fd, &offsets, size) }
+            unsafe { TxRing::map(fd, offsets, size) }
         });
         Ok(Rings {
             fill,

@@ -21,6 +21,8 @@ use crate::pool::{Pool, Share};
 use crate::receive::Received;
 use crate::ring::{Descriptor, RxRing};
 use crate::setup::Opened;
+#[cfg(any(test, fuzzing))]
+use crate::setup::Rings;
 use crate::socket::Polled;
 use crate::stamps::{Stamps, TxTimestamp};
 use crate::sys::{self, Ring, Statistics};
@@ -85,6 +87,21 @@ impl Xsk {
     pub(crate) fn adopt(opened: Opened, share: Share) -> Result<Self, Error> {
         let mut core = Core::new(opened, share)?;
         core.socket.mode = mode_of(&core.socket, &core.socket.queue)?;
+        Self::new(core)
+    }
+
+    /// A socket that no kernel knows, for those who write to its rings in its place.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn over(
+        opened: Opened,
+        rings: Rings,
+        share: Share,
+        mode: BindMode,
+        options: &BindOptions,
+    ) -> Result<Self, Error> {
+        let mut core = Core::over(opened, rings, share)?;
+        core.socket.mode = mode;
+        core.multi_buffer = options.is_multi_buffer();
         Self::new(core)
     }
 

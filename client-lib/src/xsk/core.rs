@@ -36,6 +36,11 @@ impl Core {
     /// With its fill ring filled, which the mode is not known for yet.
     pub(super) fn new(opened: Opened, share: Share) -> Result<Self, Error> {
         let rings = opened.map_rings()?;
+        Self::over(opened, rings, share)
+    }
+
+    /// As [`Self::new`], with its rings mapped.
+    pub(super) fn over(opened: Opened, rings: Rings, share: Share) -> Result<Self, Error> {
         let chunks = Chunks::new(share);
         let stamps = Stamps::new(chunks.umem());
         let free = chunks.free.len();
