@@ -33,6 +33,9 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
     };
     let was_active = lease.state == LeaseState::Active;
     let made = !lease.sockets.is_empty();
+    for leased in &mut lease.sockets {
+        leased.see_mode();
+    }
     // Counted until here: with the slot goes the count of what was redirected.
     lease.last_seen = lease.queues();
     lease.state = LeaseState::Ending;

@@ -79,6 +79,7 @@ mod wire_wrong;
 mod wire_zlink;
 mod xskperf;
 mod zero_copy;
+mod zero_copy_peek;
 mod zero_copy_rule;
 
 e2e::bodies![

@@ -2,16 +2,20 @@
 //! bind ends the lease there.
 
 use e2e::broker::BrokerProcess;
+use e2e::lsm;
 use e2e::nics::{NICS, Nics};
 use e2e::skip;
 use e2e::skip::Skip;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
+use rustix::io::Errno;
 use serde_json::json;
-use xsk_client::wire::{BindMode, LeaseState};
+use xsk_client::sys::{self, BindFlags};
+use xsk_client::wire::{Acquire, BindMode, LeaseState, SocketKind};
 
 use crate::lease_scene::{allow_with, leases, state_of, wait_event};
 use crate::puppet::{Order, Puppet};
+use crate::rogue_scene::{errno, memory};
 use crate::zero_copy::probe;
 
 /// One rule for every queue of that device, with that word.
@@ -144,4 +148,34 @@ fn forbidden_is_refused_where_the_holder_could_bind_in_zero_copy_mode() {
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
     let words = format!("forbids zero-copy, which the driver of {device} has");
     expect_refused(&broker, &mut holder, &format!("{device}:0"), &words);
+}
+
+/// What was refused above is served where the kernel refuses each bind that could be one in zero-copy mode.
+#[test]
+fn forbidden_is_kept_by_the_lsm_where_the_driver_has_zero_copy() {
+    if let Err(skip) = lsm::is_in_force() {
+        skip!(skip);
+    }
+    let world = World::new().unwrap();
+    let nics = match zero_copy_nics(&world) {
+        Ok(nics) => nics,
+        Err(skip) => skip!(skip),
+    };
+    let (device, index) = (&nics.host.name, nics.host.index);
+    let alice = Uid::take().unwrap();
+    let text = policy(alice.number(), device, "forbidden").replace("\"none\"", "\"lsm\"");
+    let broker = BrokerProcess::start(&world, &text).unwrap();
+    let mut client = broker.client_of(&alice).unwrap();
+    let request = Acquire::new(format!("{device}:0").parse().unwrap(), SocketKind::Prepared);
+    let (acquired, sockets) = client.acquire(&request).unwrap();
+    let memory = memory(16);
+    sys::register_umem(&sockets[0], &memory, 4096, 0).unwrap();
+    let bind = |flags| errno(sys::bind(&sockets[0], index, 0, flags));
+    // Without a flag the driver's zero-copy would be taken.
+    for flags in [BindFlags::XDP_ZEROCOPY, BindFlags::empty()] {
+        assert_eq!(bind(flags), Err(Errno::PERM), "{flags:?}");
+    }
+    bind(BindFlags::XDP_COPY).unwrap();
+    let activated = client.activate(acquired.lease).unwrap();
+    assert_eq!(activated.sockets[0].mode, BindMode::Copy);
 }

@@ -246,6 +246,11 @@ impl RawXsk {
         Ok(())
     }
 
+    /// All of its umem as it is now, whatever its rings say: what a device has written there.
+    pub fn memory(&self) -> Result<Vec<u8>> {
+        self.umem.read(0, self.frames * CHUNK_BYTES)
+    }
+
     /// Frames of its umem.
     pub fn frames(&self) -> u32 {
         self.frames

@@ -7,7 +7,7 @@ use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 use serde::Serialize;
-use xsk_client::wire::{BindMode, Lease};
+use xsk_client::wire::Lease;
 use xsk_client::{Broker, ProcessId};
 
 use super::cut;
@@ -186,8 +186,8 @@ fn told(outcome: &Outcome) -> String {
     text += match outcome.rx_stopped {
         true => "RX stopped: its packets go to the host's stack now\n",
         false => {
-            "RX: its packets go to the host's stack now, but its socket is zero-copy: until that is gone, the device goes on \
-             writing frames of the queue into its holder's memory\n"
+            "RX: its packets go to the host's stack now, but by way of its holder's memory, since its socket is zero-copy: until \
+             that is gone, whoever has it reads each frame of the queue, and can change it on its way\n"
         }
     };
     if !outcome.tx_may_continue {
@@ -206,14 +206,6 @@ fn told(outcome: &Outcome) -> String {
     };
     for keeper in &outcome.keepers {
         text += &format!("  {keeper}\n");
-    }
-    if lease
-        .queues
-        .iter()
-        .any(|queue| queue.mode == Some(BindMode::ZeroCopy))
-        && outcome.rx_stopped
-    {
-        text += "its socket is zero-copy: the device may still write frames of the queue into its memory\n";
     }
     if !outcome.killed && outcome.keepers.iter().any(|keeper| keeper.pid == holder.pid) {
         text += &format!("`xsk-broker revoke {id} --kill` ends its holder\n");

@@ -59,6 +59,16 @@ impl LeasedSocket {
         }
     }
 
+    /// Learns the mode of a socket that its holder has bound and not reported: whether the device writes into its memory is
+    /// to be told all the same.
+    pub fn see_mode(&mut self) {
+        if let (Some(socket), None) = (&self.socket, self.mode)
+            && socket.is_bound().is_ok_and(|bound| bound)
+        {
+            self.mode = socket.mode().ok();
+        }
+    }
+
     /// As it is written down.
     pub fn recorded(&self) -> RecordedSocket {
         RecordedSocket {

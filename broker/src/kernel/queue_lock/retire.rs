@@ -5,6 +5,9 @@
 //! socket's state (`xsk_bind`, net/xdp/xsk.c). To confine it anew alone would let a bind of its holder's through that had
 //! passed the look at the device already, and been preempted there.
 //!
+//! Under `lsm` the kernel refuses every new bind by then; what it had admitted before may be at the same place. The socket
+//! is given a permit for the scratch device, and for nothing else.
+//!
 //! That mutex can be held by the holder for as long as it likes (by registering memory that it serves itself), so this
 //! runs on a thread of its own: nobody waits for it, until it is done the lease has not ended.
 
