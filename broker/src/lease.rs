@@ -9,6 +9,8 @@ mod hold;
 mod reservation;
 mod resume;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -131,10 +133,12 @@ impl Leases {
         };
         let mut charges = vec![
             self.accounts.charge(uid, Resource::Leases, 1)?,
-            match terms.max_queues() {
-                Some(limit) => by_rule(Resource::Queues, queues, limit.into())?,
-                None => self.accounts.charge(uid, Resource::Queues, queues)?,
-            },
+            // Without a limit too: the rule may have one tomorrow.
+            by_rule(
+                Resource::Queues,
+                queues,
+                terms.max_queues().map_or(u64::MAX, u64::from),
+            )?,
         ];
         if let Some(umem) = terms.umem() {
             charges.push(by_rule(

@@ -1,5 +1,7 @@
 //! `queue-lock = "placeholders"`: what was handed out unbound can be bound to what was granted, and to nothing else.
 
+use std::time::{Duration, Instant};
+
 use e2e::broker::BrokerProcess;
 use e2e::ethtool::Channels;
 use e2e::leaks::Leaks;
@@ -7,6 +9,7 @@ use e2e::raw_xsk::RawXsk;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use rustix::net::xdp::SocketAddrXdpFlags;
+use rustix::process::Signal;
 use xsk_client::CallError;
 use xsk_client::sys::{Mapping, Prefault};
 use xsk_client::wire::{Acquire, BrokerError, Interface, LeaseState, QueueLock, SocketKind, UmemShape};
@@ -117,7 +120,7 @@ fn while_a_socket_is_out_unbound_every_other_queue_is_taken() {
     // A lease that ends meanwhile leaves its queue to nobody.
     early.kill();
     wait_event(&broker, "ended", early_lease);
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300));
     let tries = rogue.tries();
     assert_eq!(Vec::from_iter(tries.keys().copied()), [libc::EBUSY], "{tries:?}");
     assert_eq!(state_of(&broker, early_lease), Some(LeaseState::Lingering));
@@ -236,7 +239,7 @@ fn a_stop_retires_what_is_out() {
     let mut broker = BrokerProcess::start(&world, &policy("placeholders", &[&mallory], "")).unwrap();
     let rogue = Rogue::start(&world, &mallory.user(), 1, Race::WhileGranted);
     assert!(broker.stop().unwrap().success());
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300));
     println!("{:?}", rogue.tries());
 }
 
@@ -276,4 +279,34 @@ fn a_strangers_socket_is_told() {
     drop(stranger);
     holder.ask(&Order::Release { lease }).unwrap();
     wait_until("nobody has it", || eth0(&broker).foreign.is_empty());
+}
+
+/// The other end of a scratch device lies in a network namespace that only the broker's open file keeps.
+#[test]
+fn a_killed_broker_takes_its_scratch_devices_with_it() {
+    let world = World::new().unwrap();
+    let scratch = || {
+        let links = world.netlink(Side::Host).links().unwrap();
+        links.iter().filter(|link| link.name.starts_with("xskr")).count()
+    };
+    let mallory = Uid::take().unwrap();
+    let mut broker = BrokerProcess::start(&world, &policy("placeholders", &[&mallory], "")).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let mut was_there = false;
+    while !was_there {
+        assert!(Instant::now() < deadline, "no socket was seen being retired");
+        // A lease that ends before its socket was bound: the socket is retired.
+        let mut holder = Puppet::start(&world, Side::Host, &mallory.user());
+        let lease = holder.acquire("eth0:1").unwrap();
+        holder.release(lease);
+        while scratch() == 0 && state_of(&broker, lease).is_some() {}
+        broker.process().signal(Signal::STOP).unwrap();
+        // What a thread of it was doing in the kernel is done by now, and what is there is left to nobody.
+        std::thread::sleep(Duration::from_millis(100));
+        was_there = scratch() > 0;
+        broker.kill().unwrap();
+        drop(holder);
+        wait_until("no scratch device is left", || scratch() == 0);
+        broker.restart().unwrap();
+    }
 }
