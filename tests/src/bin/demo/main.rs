@@ -174,7 +174,7 @@ fn policy(alice: &Uid, bob: &Uid) -> String {
         r#"[interface.eth0]
 xdp = "native"
 reserved = "0-1"          # the host's own traffic
-queue-lock = "none"       # the demo's users trust each other
+queue-lock = "auto"       # what keeps an unbound socket from other queues: the strongest there is
 
 [[allow]]
 name = "alice"
