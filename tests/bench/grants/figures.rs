@@ -1,9 +1,11 @@
 //! What came of it: medians and 99th percentiles, as a table or as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
+use xsk_client::wire::{QueueLock, SocketKind};
 
 use crate::footprint::Footprint;
 use crate::{CHUNK_BYTES, CHUNKS, QUEUES, RINGS, libxdp, ours};
@@ -15,6 +17,10 @@ pub(crate) struct Rounds {
     pub(crate) libxdp: Vec<libxdp::Steps>,
     pub(crate) library: Vec<Duration>,
     pub(crate) bound: Vec<ours::BoundSteps>,
+    /// Kinds that leave unbound, under each lock that there is.
+    pub(crate) locked: BTreeMap<(SocketKind, QueueLock), Vec<ours::Steps>>,
+    /// `Acquire` right behind another lease's end, under placeholders.
+    pub(crate) behind: Vec<Duration>,
 }
 
 /// All that is printed.
@@ -27,7 +33,25 @@ pub(crate) struct Figures {
     steps: Vec<Row>,
     /// Ours divided by libxdp's, of the row "without memory and umem".
     ratio: Ratio,
+    /// Each kind under each lock.
+    locks: Vec<Locked>,
+    /// An `Acquire` under placeholders that comes right behind the end of another lease.
+    right_behind: Times,
     broker: Footprint,
+}
+
+/// A kind of sockets under a queue lock.
+#[derive(Debug, Serialize)]
+struct Locked {
+    sockets: SocketKind,
+    queue_lock: Option<QueueLock>,
+    acquire: Times,
+    /// The holder's bind, its rings included where it makes them; or `Bind`.
+    bind: Times,
+    activate: Times,
+    all: Times,
+    /// `all` divided by libxdp's creation and insert, medians.
+    ratio: f64,
 }
 
 /// A step, or a sum of steps, of each round.
@@ -106,6 +130,32 @@ impl Figures {
                 it.acquire + it.memory + it.bind + it.activate
             }),
         ];
+        let locked = |(sockets, lock): (SocketKind, QueueLock), steps: &[ours::Steps]| {
+            let times = |step: Ours| Times::of(steps.iter().map(step));
+            let all = times(|it| it.acquire + it.bind + it.activate);
+            Locked {
+                sockets,
+                queue_lock: Some(lock),
+                acquire: times(|it| it.acquire),
+                bind: times(|it| it.bind),
+                activate: times(|it| it.activate),
+                all,
+                ratio: all.median_us / socket_libxdp.median_us,
+            }
+        };
+        let mut locks = vec![locked((SocketKind::Prepared, QueueLock::None), &rounds.ours)];
+        locks.extend(rounds.locked.iter().map(|(what, steps)| locked(*what, steps)));
+        let times = |step: Bound| Times::of(rounds.bound.iter().map(step));
+        let all = times(|it| it.acquire + it.bind + it.activate);
+        locks.push(Locked {
+            sockets: SocketKind::Bound,
+            queue_lock: None,
+            acquire: times(|it| it.acquire),
+            bind: times(|it| it.bind),
+            activate: times(|it| it.activate),
+            all,
+            ratio: all.median_us / socket_libxdp.median_us,
+        });
         Self {
             rounds: rounds.ours.len(),
             queues_each: QUEUES,
@@ -116,6 +166,8 @@ impl Figures {
                 of_medians: socket_ours.median_us / socket_libxdp.median_us,
                 of_p99: socket_ours.p99_us / socket_libxdp.p99_us,
             },
+            locks,
+            right_behind: Times::of(rounds.behind.iter().copied()),
             broker,
         }
     }
@@ -169,6 +221,25 @@ impl fmt::Display for Figures {
         writeln!(
             f,
             "\nAcquire + bind + Activate is {of_medians:.2} times libxdp's creation and insert (medians; p99 {of_p99:.2})"
+        )?;
+        writeln!(
+            f,
+            "\n{:10}{:14}{:>20}{:>20}{:>20}{:>20}{:>10}",
+            "kind", "lock", "Acquire", "bind | Bind", "Activate", "together", "x libxdp"
+        )?;
+        for locked in &self.locks {
+            let lock = locked.queue_lock.map_or("needs none", QueueLock::as_str);
+            write!(f, "{:10}{lock:14}", locked.sockets.as_str())?;
+            for Times { median_us, p99_us } in [locked.acquire, locked.bind, locked.activate, locked.all] {
+                write!(f, "{median_us:10.1}{p99_us:10.1}")?;
+            }
+            writeln!(f, "{:10.2}", locked.ratio)?;
+        }
+        writeln!(
+            f,
+            "under placeholders an Acquire right behind the end of another lease waits until the kernel has let go: median \
+             {:.1}, p99 {:.1}\n",
+            self.right_behind.median_us, self.right_behind.p99_us
         )?;
         let Footprint {
             binary_bytes,

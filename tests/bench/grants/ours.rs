@@ -9,11 +9,11 @@ use rustix::net::xdp::{
     XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc,
     XdpRingOffset,
 };
-use xsk_client::sys::{self, BindFlags, Mapping, Prefault};
-use xsk_client::wire::{Acquire, QueueSet, SocketKind, Target};
+use xsk_client::sys::{self, BindFlags, Mapping, Prefault, Ring};
+use xsk_client::wire::{Acquire, SocketKind, Target};
 use xsk_client::{BindOptions, Broker, Grant, Request, Umem, UmemOptions};
 
-use crate::{CHUNK_BYTES, CHUNKS, RINGS};
+use crate::{CHUNK_BYTES, CHUNKS, QUEUES, RINGS};
 
 /// What the steps of one grant took.
 #[derive(Debug, Clone, Copy)]
@@ -56,10 +56,10 @@ impl Ours {
         })
     }
 
-    /// One grant as the library makes it, with its system calls in its order, so that each step can be timed.
-    pub(crate) fn by_steps(&mut self, queue: u32) -> Result<Steps> {
-        let Target { interface, queues } = target(queue)?;
-        let request = acquire_of(interface, queues);
+    /// One grant as the library makes it, with its system calls in its order, so that each step can be timed. Rings that
+    /// are the holder's to make count as a part of the bind.
+    pub(crate) fn by_steps(&mut self, device: &str, kind: SocketKind, queue: u32) -> Result<Steps> {
+        let request = acquire_of(target_on(device, queue)?, kind);
         let mut lap = Lap::start();
         let (acquired, sockets) = self.broker.acquire(&request)?;
         let acquire = lap.next();
@@ -73,6 +73,16 @@ impl Ours {
         sys::register_umem(&socket, &mapping, CHUNK_BYTES, 0)?;
         let umem = lap.next();
 
+        if kind == SocketKind::Bare {
+            for (ring, entries) in [
+                (Ring::Fill, RINGS.fill),
+                (Ring::Completion, RINGS.completion),
+                (Ring::Rx, RINGS.rx),
+                (Ring::Tx, RINGS.tx),
+            ] {
+                sys::create_ring(&socket, ring, entries)?;
+            }
+        }
         let at = sys::mmap_offsets(&socket)?;
         let ring = |page, offset: &XdpRingOffset, entries: u32, entry_bytes| -> Result<Mapping> {
             let bytes = usize::try_from(offset.desc)? + usize::try_from(entries)? * entry_bytes;
@@ -106,6 +116,22 @@ impl Ours {
             activate,
             close,
         })
+    }
+
+    /// How long an `Acquire` takes that comes right behind the end of another lease of the same device, by the broker's own
+    /// wait: under placeholders the kernel has to let go of those of the one before.
+    pub(crate) fn right_behind(&mut self, device: &str, queue: u32) -> Result<Duration> {
+        let (first, sockets) = self
+            .broker
+            .acquire(&acquire_of(target_on(device, queue)?, SocketKind::Prepared))?;
+        self.broker.release(first.lease)?;
+        drop(sockets);
+        let request = acquire_of(target_on(device, (queue + 1) % QUEUES)?, SocketKind::Prepared);
+        let mut lap = Lap::start();
+        let (second, _) = self.broker.acquire(&request)?;
+        let acquire = lap.next();
+        self.broker.release(second.lease)?;
+        Ok(acquire)
     }
 
     /// One grant of kind `bound` through the library's own types, as far as they can be parted.
@@ -155,13 +181,18 @@ impl Ours {
 }
 
 fn target(queue: u32) -> Result<Target> {
-    Ok(format!("eth0:{queue}").parse()?)
+    target_on("eth0", queue)
 }
 
-fn acquire_of(interface: xsk_client::wire::InterfaceName, queues: QueueSet) -> Acquire {
+fn target_on(device: &str, queue: u32) -> Result<Target> {
+    Ok(format!("{device}:{queue}").parse()?)
+}
+
+fn acquire_of(target: Target, kind: SocketKind) -> Acquire {
     Acquire {
-        rings: Some(RINGS),
-        ..Acquire::new(Target { interface, queues }, SocketKind::Prepared)
+        // Of kind `bare` its holder makes them.
+        rings: (kind != SocketKind::Bare).then_some(RINGS),
+        ..Acquire::new(target, kind)
     }
 }
 
