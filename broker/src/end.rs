@@ -350,6 +350,7 @@ pub fn stop(engine: &mut Engine) {
     engine
         .redirects
         .retain(|index, _| leases.iter().any(|lease| lease.device().index == *index));
+    engine.locks.let_go();
     let message = match engine.leases.len() {
         0 => "nothing is held".to_owned(),
         left => format!("leases that are left for the next broker: {left}"),

@@ -102,7 +102,7 @@ impl Heritage {
                         None => heritage.useless.push((index, "its device is gone".to_owned())),
                     },
                     Found::Useless(why) => heritage.useless.push((index, why)),
-                    Found::Foreign(why) => {
+                    Found::Elsewhere(why) | Found::Foreign(why) => {
                         heritage.foreign.push(why);
                         elsewhere.push(index);
                     }

@@ -42,6 +42,8 @@ pub enum ProgramType {
 pub enum MapType {
     /// Values by index.
     Array = 2,
+    /// The same, with a value for each CPU.
+    PerCpuArray = 6,
     /// AF_XDP sockets by index.
     XskMap = 17,
 }
@@ -59,6 +61,14 @@ pub enum XdpAttach {
 /// Loads a program. What the verifier says is in the error.
 pub fn load(kind: ProgramType, name: &str, program: &[Instruction]) -> Result<OwnedFd> {
     load_with(kind as u32, name, program, |_| {})
+}
+
+/// Loads an XDP program that may take the place of another one in a link: for the same attach type.
+pub fn load_xdp_for_link(name: &str, program: &[Instruction]) -> Result<OwnedFd> {
+    const BPF_XDP: u32 = 37;
+    load_with(ProgramType::Xdp as u32, name, program, |attr| {
+        attr.u32(68, BPF_XDP);
+    })
 }
 
 /// Loads a BPF LSM program for a hook, by the id of its function among the kernel's types.

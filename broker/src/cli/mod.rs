@@ -6,10 +6,13 @@ mod cut;
 pub mod exit;
 pub mod explain;
 pub mod grant;
+mod inheritance;
 pub mod keepers;
 pub mod list;
 pub mod monitor;
 pub mod output;
+mod piece;
+pub mod purge;
 pub mod qemu;
 pub mod reload;
 pub mod revoke;
@@ -51,6 +54,7 @@ enum Verb {
     Revoke(revoke::RevokeArgs),
     Reload(reload::ReloadArgs),
     Monitor(monitor::MonitorArgs),
+    Purge(purge::PurgeArgs),
 }
 
 /// Parses the command line and does what it says.
@@ -72,6 +76,7 @@ pub fn main() -> ExitCode {
         Verb::Revoke(args) => report(revoke::run(&args)),
         Verb::Reload(args) => report(reload::run(&args)),
         Verb::Monitor(args) => report(monitor::run(&args)),
+        Verb::Purge(args) => report(purge::run(&args)),
     };
     exit.into()
 }

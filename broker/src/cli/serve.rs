@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource as Limit, Rlimit, getrlimit, setrlimit};
 
 use super::exit::Exit;
+use super::inheritance;
 use super::user::User;
 use crate::activation::{Passed, PassedSocket};
 use crate::audit::{Audit, Event, Line};
@@ -21,7 +22,7 @@ use crate::journal::Journal;
 use crate::kernel::link_events::LinkEvents;
 use crate::kernel::pins::PinDirectory;
 use crate::kernel::queue_lock::{self, Lsm, Scratch, Taints};
-use crate::policy::{Origin, Policy, Strictness};
+use crate::policy::{Loaded, Origin, Policy, Strictness};
 use crate::privileges::{self, Account};
 use crate::reload::PolicySource;
 use crate::report::Scope;
@@ -71,6 +72,14 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME|UID", default_value = "xsk-broker")]
     user: String,
 
+    /// Do nothing, and tell what would become of the leases and programs that a broker before this one has left
+    #[arg(long)]
+    dry_run: bool,
+
+    /// With --dry-run: print a JSON array
+    #[arg(long, requires = "dry_run")]
+    json: bool,
+
     /// Append the audit log to this file, in place of standard output
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
@@ -78,7 +87,11 @@ pub struct ServeArgs {
 
 /// Starts and serves. Any failure before the daemon serves is one of set-up.
 pub fn run(args: &ServeArgs) -> Exit {
-    match serve(args) {
+    let result = match args.dry_run {
+        true => dry_run(args).map_err(Failed::Setup),
+        false => serve(args),
+    };
+    match result {
         Ok(()) => Exit::Ok,
         Err(Failed::Setup(error)) => {
             eprintln!("xsk-broker: {}", chain(error.as_ref()));
@@ -95,6 +108,19 @@ pub fn run(args: &ServeArgs) -> Exit {
 enum Failed {
     Setup(anyhow::Error),
     Serving(anyhow::Error),
+}
+
+/// Tells what a start would take over.
+fn dry_run(args: &ServeArgs) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("serve must be started by root, and so must its --dry-run: what is pinned is closed to others");
+    }
+    let account = account(&args.user)?;
+    let (_, loaded) = policy(args)?;
+    let pins = PinDirectory::open(&args.bpf_dir)?;
+    let owners = [0, account.uid];
+    let heritage = Heritage::find(&args.run_dir, pins.as_ref(), &loaded.policy, &owners)?;
+    inheritance::print(&heritage, args.json)
 }
 
 fn serve(args: &ServeArgs) -> Result<(), Failed> {
@@ -136,14 +162,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     let account = account(&args.user)?;
 
     // 2. The policy: a wrong one never starts the daemon. NSS is asked for names here, and never later.
-    let strictness = match args.strict {
-        true => Strictness::WarningsAreErrors,
-        false => Strictness::WarningsPass,
-    };
-    let (origin, loaded) = Origin::load(&args.policy, strictness)?;
-    for warning in &loaded.warnings {
-        eprintln!("{warning}");
-    }
+    let (origin, loaded) = policy(args)?;
 
     // 3. One broker for each run directory.
     make_run_dir(&args.run_dir, account)?;
@@ -268,6 +287,19 @@ fn queue_lock_parts(
     Ok(queue_lock::Parts { scratch, taints, lsm })
 }
 
+/// The policy, with what it may want to be told on standard error.
+fn policy(args: &ServeArgs) -> anyhow::Result<(Origin, Loaded)> {
+    let strictness = match args.strict {
+        true => Strictness::WarningsAreErrors,
+        false => Strictness::WarningsPass,
+    };
+    let (origin, loaded) = Origin::load(&args.policy, strictness)?;
+    for warning in &loaded.warnings {
+        eprintln!("{warning}");
+    }
+    Ok((origin, loaded))
+}
+
 /// The account to end as, by name or number.
 fn account(user: &str) -> anyhow::Result<Account> {
     let found = User::look_up(user).with_context(|| {
@@ -306,7 +338,8 @@ fn make_run_dir(path: &Path, account: Account) -> anyhow::Result<()> {
         .with_context(|| format!("cannot chown {}", path.display()))
 }
 
-fn lock(run_dir: &Path) -> anyhow::Result<fs::File> {
+/// Keeps every other broker, and `purge`, from a run directory until the file is closed.
+pub(super) fn lock(run_dir: &Path) -> anyhow::Result<fs::File> {
     let path = run_dir.join("lock");
     let flags = rustix::fs::OFlags::NOFOLLOW.bits();
     let file = fs::OpenOptions::new()

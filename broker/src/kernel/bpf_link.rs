@@ -121,12 +121,13 @@ pub fn attach(program: BorrowedFd<'_>, interface_index: u32, mode: XdpMode) -> i
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Has a link run another program, without a moment in which it runs none (`bpf_xdp_link_update`, net/core/dev.c). Both
-/// must agree on `xdp.frags`, which is what the device was asked for.
+/// Has a link run another program, without a moment in which it runs none (`bpf_xdp_link_update`, net/core/dev.c). Both must
+/// have been loaded for the same attach type, as aya does for BPF_XDP.
 ///
 /// # Errors
 ///
-/// EPERM where the link does not run `old` any more; ENOLINK where its device is gone. Linux 5.9.
+/// EPERM where the link does not run `old` any more, EINVAL for another attach type, ENOLINK where the device is gone.
+/// Linux 5.9.
 pub fn update(link: BorrowedFd<'_>, old: BorrowedFd<'_>, new: BorrowedFd<'_>) -> io::Result<()> {
     let attributes = LinkUpdate {
         link: number(link.as_raw_fd())?,

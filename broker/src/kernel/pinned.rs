@@ -47,7 +47,9 @@ pub enum Found {
     Whole(Box<PinnedProgram>),
     /// Something is missing, or the device is gone: it is of no use, and can be taken down.
     Useless(String),
-    /// It is not ours, or not here: it is left as it is.
+    /// Its device is not in this network namespace, or runs another program by now: it is left as it is.
+    Elsewhere(String),
+    /// It is not ours: it is left as it is.
     Foreign(String),
 }
 
@@ -115,8 +117,10 @@ fn whole(pins: &PinDirectory, index: u32) -> Result<PinnedProgram, Found> {
         Some((XdpAttached::Driver, id)) if id == info.id => XdpMode::Native,
         Some((_, id)) if id == info.id => XdpMode::Generic,
         _ => {
-            let why = "its device is not in this network namespace, or runs another program".to_owned();
-            return Err(Found::Foreign(why));
+            let why = format!(
+                "the device of index {index} is not in this network namespace, or runs another program"
+            );
+            return Err(Found::Elsewhere(why));
         }
     };
     let counters_fit = of_counters.kind == MapType::PerCpuArray

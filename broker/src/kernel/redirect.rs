@@ -373,6 +373,18 @@ fn update(pinned: &PinnedProgram, interface: &InterfaceName, pins: &Pins) -> Tak
         .unwrap_or_else(|failure| Takeover::Kept(chain(&failure)))
 }
 
+/// What this broker's program hashes to, whichever maps it uses.
+///
+/// # Errors
+///
+/// What aya says; it takes CAP_BPF and CAP_NET_ADMIN.
+pub fn own_tag(interface: &InterfaceName) -> Result<u64, Failure> {
+    let mut ebpf = Ebpf::load(xdp_ebpf::OBJECT)
+        .map_err(|source| xdp_failure("load the XDP object", interface, source))?;
+    tag(program(&mut ebpf, interface)?)
+        .map_err(|source| xdp_failure("look at the XDP program", interface, source))
+}
+
 fn tag(program: BorrowedFd<'_>) -> io::Result<u64> {
     let info = bpf_link::program_info(program)?;
     info.map(|info| info.tag)

@@ -27,7 +27,7 @@ use crate::kernel::xsk::Xsk;
 use crate::lease::Reservation;
 use pins::Pins;
 
-pub use load::{NotInForce, is_left_in, is_pin};
+pub use load::{NotInForce, is_left_in, is_pin, take_down_left};
 
 /// The programs, loaded, attached, and seen to be in force. Cheap to clone.
 #[derive(Debug, Clone)]

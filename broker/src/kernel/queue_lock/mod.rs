@@ -16,11 +16,11 @@ use std::time::Instant;
 
 use xsk_client::wire::QueueLock;
 
-pub use lsm::{Lsm, NotInForce, is_left_in, is_pin};
+pub use lsm::{Lsm, NotInForce, is_left_in, is_pin, take_down_left};
 pub use placeholders::NotNow;
 pub use retire::{Retired, Retirement};
 pub use scratch::Scratch;
-pub use taint::Taints;
+pub use taint::{Taints, UNBOUND, holder_in};
 
 use crate::device::Device;
 use crate::error::{Failure, chain};
@@ -242,6 +242,12 @@ impl QueueLocks {
     /// The process by which a device is tainted.
     pub fn tainted_by(&mut self, index: u32) -> Option<u32> {
         self.taints.holder(index)
+    }
+
+    /// Lets go of what needs nobody any more: the LSM, unless sockets that it confines may still be unbound. Nothing is
+    /// confined after that.
+    pub fn let_go(&mut self) {
+        self.lsm = Err("the broker has stopped".to_owned());
     }
 
     /// A device is gone.

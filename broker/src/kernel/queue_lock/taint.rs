@@ -17,7 +17,7 @@ use crate::identity::Process;
 use crate::run_dir::{RunDirectory, boot_id};
 
 /// What the names begin with; the device's index follows.
-const UNBOUND: &str = "unbound-";
+pub const UNBOUND: &str = "unbound-";
 
 /// The directory of these files, and what was found there.
 #[derive(Debug)]
@@ -130,7 +130,11 @@ impl Drop for Announced {
 }
 
 /// The process that a file names; `None` where it is gone.
-fn holder_in(directory: &RunDirectory, name: &str) -> io::Result<Option<Process>> {
+///
+/// # Errors
+///
+/// Where the file cannot be read or understood.
+pub fn holder_in(directory: &RunDirectory, name: &str) -> io::Result<Option<Process>> {
     const MOST_BYTES: u64 = 4096;
 
     let record: Record = serde_json::from_slice(&directory.read(name, MOST_BYTES)?.text)?;

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
-use aya::maps::{HashMap, MapData, SkStorage};
+use aya::maps::{HashMap, Map, MapData, SkStorage};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{Lsm as LsmProgram, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
@@ -73,6 +73,34 @@ pub fn is_pin(name: &str) -> bool {
 /// As readdir(3).
 pub fn is_left_in(directory: OwnedFd) -> io::Result<bool> {
     Ok(!Pins::new(directory).names()?.is_empty())
+}
+
+/// Takes the lock down that a broker before has left, unless sockets may still be unbound that it confines. Says whether it
+/// did, or with `dry_run` would.
+///
+/// # Errors
+///
+/// Where the map cannot be read, or the pins not be removed.
+pub fn take_down_left(directory: OwnedFd, dry_run: bool) -> Result<bool, NotInForce> {
+    let pins = Pins::new(directory);
+    let unreadable = |error: &dyn std::error::Error| NotInForce::NotLoaded {
+        step: "the tickets of brokers before",
+        cause: chain(error),
+    };
+    let leases = MapData::from_pin(pins.path(Pin::Leases)).map_err(|error| unreadable(&error))?;
+    let leases: HashMap<MapData, [u64; 2], u32> = Map::from_map_data(leases)
+        .and_then(HashMap::try_from)
+        .map_err(|error| unreadable(&error))?;
+    for key in leases.keys() {
+        let key = key.map_err(|error| unreadable(&error))?;
+        if Ticket::from(key).number != OWN {
+            return Ok(false);
+        }
+    }
+    if !dry_run {
+        pins.remove_all();
+    }
+    Ok(true)
 }
 
 impl Lsm {

@@ -1,0 +1,201 @@
+//! `xsk-broker purge`: takes down everything that a broker has left, while none runs.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+
+use super::exit::Exit;
+use super::piece::{self, Action, Kind, Piece};
+use super::serve;
+use crate::kernel::netlink;
+use crate::kernel::pinned::{self, Found};
+use crate::kernel::pins::PinDirectory;
+use crate::kernel::queue_lock::{self, UNBOUND, holder_in};
+use crate::record::{BEGINNING, Record};
+use crate::run_dir::RunDirectory;
+
+/// Take down what a broker has left: XDP programs, maps, records of leases, sockets. For root, while no broker runs.
+///
+/// Packets of every queue go to the host from then on. What holders have open stays open: they receive nothing any more,
+/// except in zero-copy mode, and can transmit until they close their sockets.
+///
+/// Example: xsk-broker purge --dry-run
+#[derive(Debug, clap::Args)]
+pub struct PurgeArgs {
+    /// Do nothing, and tell what would be taken down
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Print a JSON array
+    #[arg(long)]
+    json: bool,
+
+    /// Where sockets, records and the lock file are
+    #[arg(long, value_name = "DIR", default_value = "/run/xsk-broker")]
+    run_dir: PathBuf,
+
+    /// Where XDP programs are pinned
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/xsk-broker")]
+    bpf_dir: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// Where a broker runs, and as the kernel says.
+pub fn run(args: &PurgeArgs) -> anyhow::Result<Exit> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("purge is for root: what is pinned is closed to others");
+    }
+    let pins = PinDirectory::open(&args.bpf_dir)?;
+    let is_there = args
+        .run_dir
+        .try_exists()
+        .context("cannot look at the run directory")?;
+    let directory = match is_there {
+        true => Some(RunDirectory::open(&args.run_dir)?),
+        false => None,
+    };
+    // Held until the end.
+    let _lock = match (&directory, args.dry_run) {
+        (Some(_), false) => Some(serve::lock(&args.run_dir)?),
+        _ => None,
+    };
+    let mut pieces = Vec::new();
+    if let Some(pins) = &pins {
+        programs(pins, args, &mut pieces)?;
+    }
+    if let Some(directory) = &directory {
+        files(directory, args, &mut pieces)?;
+    }
+    piece::print(&pieces, args.json)?;
+    Ok(Exit::Ok)
+}
+
+/// Programs come first: from then on no packet goes to a holder.
+fn programs(pins: &PinDirectory, args: &PurgeArgs, pieces: &mut Vec<Piece>) -> anyhow::Result<()> {
+    let names = netlink::devices().context("cannot ask the kernel for its devices")?;
+    let (indexes, strange) = pinned::devices(pins)?;
+    for index in indexes {
+        let name = names
+            .iter()
+            .find(|(_, link)| link.index == index)
+            .map_or_else(|| format!("ifindex {index}"), |(name, _)| name.to_string());
+        let why = match pinned::look(pins, index) {
+            Found::Whole(program) => format!(
+                "{} on {} queues; it is detached, and all packets go to the host",
+                program.mode, program.queues
+            ),
+            Found::Useless(why) | Found::Elsewhere(why) => why,
+            Found::Foreign(why) => {
+                pieces.push(Piece::new(Action::Leave, Kind::Pin, name, why));
+                continue;
+            }
+        };
+        if !args.dry_run {
+            pins.take_down(index)?;
+        }
+        pieces.push(Piece::new(Action::Remove, Kind::Program, name, why));
+    }
+    if queue_lock::is_left_in(pins.duplicate()?)? {
+        let (action, why) = match queue_lock::take_down_left(pins.duplicate()?, args.dry_run)? {
+            true => (
+                Action::Remove,
+                "the queue lock lsm, which confines no socket any more",
+            ),
+            false => (
+                Action::Leave,
+                "sockets that it confines may be unbound still: the next broker takes it over",
+            ),
+        };
+        pieces.push(Piece::new(action, Kind::Pin, "lsm", why));
+    }
+    let foreign = strange.into_iter();
+    pieces.extend(foreign.map(|name| Piece::new(Action::Leave, Kind::Pin, name, "it is not the broker's")));
+    Ok(())
+}
+
+fn files(directory: &RunDirectory, args: &PurgeArgs, pieces: &mut Vec<Piece>) -> anyhow::Result<()> {
+    for name in directory.names("")? {
+        let piece = if name == "." || name == ".." || name == "lock" {
+            // The lock file cannot go without a race for the next lock.
+            continue;
+        } else if RunDirectory::is_unfinished(&name) {
+            Piece::new(
+                Action::Remove,
+                Kind::File,
+                name.as_str(),
+                "a broker was killed while it wrote it",
+            )
+        } else if name.starts_with(BEGINNING) {
+            Piece::new(
+                Action::Remove,
+                Kind::Record,
+                name.as_str(),
+                record(directory, &name),
+            )
+        } else if name.starts_with(UNBOUND) {
+            match holder_in(directory, &name) {
+                Ok(Some(holder)) => {
+                    let why = format!(
+                        "process {} may have an unbound socket of that device still: the next broker has to know",
+                        holder.pid()
+                    );
+                    Piece::new(Action::Leave, Kind::File, name.as_str(), why)
+                }
+                _ => Piece::new(
+                    Action::Remove,
+                    Kind::File,
+                    name.as_str(),
+                    "the process that it names is gone",
+                ),
+            }
+        } else if is_socket(&args.run_dir.join(&name)) {
+            Piece::new(
+                Action::Remove,
+                Kind::File,
+                name.as_str(),
+                "a socket that nobody serves",
+            )
+        } else {
+            Piece::new(Action::Leave, Kind::File, name.as_str(), "it is not the broker's")
+        };
+        if piece.action == Action::Remove && !args.dry_run {
+            directory.remove(&name);
+        }
+        pieces.push(piece);
+    }
+    Ok(())
+}
+
+/// What a record says, whoever wrote it: it goes in any case.
+fn record(directory: &RunDirectory, name: &str) -> String {
+    let text = directory
+        .read(name, 1 << 16)
+        .map(|file| file.text)
+        .unwrap_or_default();
+    let record = match Record::decode(name, &text) {
+        Ok(record) => record,
+        Err(bad) => return format!("{bad}"),
+    };
+    let queues = record.terms.queues();
+    let holder = match record.holder.find() {
+        Some(holder) => format!(
+            "its holder, pid {} of uid {}, can transmit until it closes its sockets",
+            holder.pid(),
+            record.holder.uid
+        ),
+        None => "its holder is gone".to_owned(),
+    };
+    format!(
+        "lease {} of {}:{queues}; {holder}",
+        record.lease, record.interface
+    )
+}
+
+fn is_socket(path: &std::path::Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+}
