@@ -186,8 +186,11 @@ impl Puppet {
         match answered {
             Ok(bytes) if bytes > 0 => serde_json::from_str(&answer).unwrap(),
             other => {
-                let words = self.holder.as_ref().map(|holder| holder.process().last_words());
-                panic!("{order:?}: {other:?}: {words:?}")
+                let ended = self.holder.as_mut().map(|holder| {
+                    let ended = holder.wait(Duration::from_secs(2));
+                    (ended.ok(), holder.process().last_words())
+                });
+                panic!("{order:?}: {other:?}: {ended:?}")
             }
         }
     }
