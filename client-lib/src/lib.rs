@@ -56,6 +56,8 @@ mod receive;
 #[cfg(feature = "datapath")]
 pub mod ring;
 #[cfg(feature = "datapath")]
+pub mod seccomp;
+#[cfg(feature = "datapath")]
 mod setup;
 #[cfg(feature = "datapath")]
 mod socket;

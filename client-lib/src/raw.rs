@@ -255,6 +255,25 @@ impl Socket {
         Ok(self.0.socket.wait_readable(timeout)? == socket::Polled::Ready)
     }
 
+    /// How many frames one call into the kernel sends at most, in copy mode: see
+    /// [`Xsk::set_tx_budget`](crate::Xsk::set_tx_budget).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Socket`]: EACCES for a number that the kernel does not take, ENOPROTOOPT where it has no such option.
+    pub fn set_tx_budget(&self, frames: u32) -> Result<(), Error> {
+        self.0.socket.set_kick_frames(frames)
+    }
+
+    /// Lowers busy polling: see [`Xsk::lower_busy_poll`](crate::Xsk::lower_busy_poll).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Socket`]: EPERM for more than the socket has.
+    pub fn lower_busy_poll(&self, budget: u16, microseconds: u32) -> Result<(), Error> {
+        self.0.socket.lower_busy_poll(budget, microseconds)
+    }
+
     /// All that the kernel has counted for this socket.
     ///
     /// # Errors

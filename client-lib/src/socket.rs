@@ -64,6 +64,11 @@ impl Socket {
         Ok(())
     }
 
+    pub(crate) fn lower_busy_poll(&self, budget: u16, microseconds: u32) -> Result<(), Error> {
+        sys::lower_busy_poll(&self.fd, budget, microseconds)
+            .map_err(|cause| self.error("SO_BUSY_POLL", cause))
+    }
+
     /// Waits for something to receive.
     pub(crate) fn wait_readable(&self, timeout: Option<Duration>) -> Result<Polled, Error> {
         self.poll(PollFlags::IN, timeout)

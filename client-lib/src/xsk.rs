@@ -25,7 +25,7 @@ use crate::setup::Opened;
 use crate::setup::Rings;
 use crate::socket::Polled;
 use crate::stamps::{Stamps, TxTimestamp};
-use crate::sys::{self, Ring, Statistics};
+use crate::sys::{Ring, Statistics};
 use crate::transmit::Transmit;
 use crate::umem::Umem;
 use crate::wire::BindMode;
@@ -229,8 +229,7 @@ impl Xsk {
     ///
     /// [`Error::Socket`]: EPERM for more than the socket has.
     pub fn lower_busy_poll(&mut self, budget: u16, microseconds: u32) -> Result<(), Error> {
-        sys::lower_busy_poll(&self.core.socket, budget, microseconds)
-            .map_err(|cause| self.core.socket.error("SO_BUSY_POLL", cause))
+        self.core.socket.lower_busy_poll(budget, microseconds)
     }
 
     /// The next time stamp that was asked for ([`TxRequest::timestamp`](crate::TxRequest::timestamp)), in the order in

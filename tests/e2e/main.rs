@@ -16,6 +16,7 @@ mod bound_zero_copy;
 mod broker_crash;
 mod capi;
 mod cli_words;
+mod datapath_calls;
 mod datapath_options;
 mod fixture_leaks;
 mod fixture_packets;
@@ -85,9 +86,14 @@ mod zero_copy;
 mod zero_copy_peek;
 mod zero_copy_rule;
 
+#[global_allocator]
+static ALLOCATOR: e2e::allocations::Counting = e2e::allocations::Counting;
+
 e2e::bodies![
     e2e::connector::connector,
     e2e::service_manager::as_service,
+    datapath_calls::filtered,
+    datapath_calls::hot_path,
     datapath_options::asks_for,
     fixture_users::report_status,
     fixture_users::sleep_long,

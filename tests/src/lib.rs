@@ -6,6 +6,7 @@
 //!
 //! Start with [`world::World`].
 
+pub mod allocations;
 pub mod binaries;
 pub mod bpf;
 pub mod broker;
@@ -36,6 +37,7 @@ pub mod skip;
 pub mod status;
 pub mod steering;
 mod sys;
+pub mod trace;
 pub mod tracing;
 pub mod uids;
 pub mod world;
