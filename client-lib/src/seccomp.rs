@@ -36,10 +36,8 @@ pub const OPEN: &[SystemCall] = calls! {
     socket: SYS_socket, "the connection to the broker";
     connect: SYS_connect, "the connection to the broker";
     sendto: SYS_sendto, "a request";
-    sendmsg: SYS_sendmsg, "a request";
     recvmsg: SYS_recvmsg, "a reply with its file descriptors";
     ppoll: SYS_ppoll, "waiting for a reply";
-    poll: SYS_poll, "waiting for a reply";
     fcntl: SYS_fcntl, "sealing the umem; file descriptors that were inherited";
     memfd_create: SYS_memfd_create, "the umem";
     ftruncate: SYS_ftruncate, "the umem's length";

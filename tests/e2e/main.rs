@@ -17,6 +17,7 @@ mod broker_crash;
 mod capi;
 mod cli_words;
 mod datapath_calls;
+mod datapath_kicks;
 mod datapath_options;
 mod fixture_leaks;
 mod fixture_packets;
