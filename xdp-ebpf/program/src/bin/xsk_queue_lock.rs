@@ -94,7 +94,8 @@ pub fn xsk_lock_option(context: LsmContext) -> i32 {
     let Some(permit) = permit_of(context.arg(0)) else {
         return PERMITTED;
     };
-    let is_granted = option < u32::BITS && permit.options & (1 << (option & 31)) != 0 && counts(&permit.ticket);
+    let is_granted =
+        option < u32::BITS && permit.options & (1 << (option & 31)) != 0 && counts(&permit.ticket);
     if is_granted { PERMITTED } else { REFUSED }
 }
 
