@@ -18,7 +18,7 @@ use xsk_client::sys::{self, BindFlags, Mapping, Ring};
 use xsk_client::wire::{Acquire, Interface, LeaseState, QueueLock, SocketKind};
 
 use crate::lease_scene::{PATIENCE, allow_kinds, operator, state_of, wait_event, wait_until};
-use crate::puppet::Puppet;
+use crate::puppet::{Order, Puppet};
 use crate::rogue::{Race, Rogue};
 use crate::rogue_scene::{errno, memory};
 
@@ -161,6 +161,36 @@ fn the_same_across_a_crash_of_the_broker() {
     assert!(broker.stop().unwrap().success());
     granted.assert_bound_to_nothing();
     rogue.tries();
+}
+
+/// What was bound needs no lock any more: it goes on, as under every lock, and the next broker has it.
+#[test]
+fn what_was_active_outlives_a_crash_and_what_was_not_ends() {
+    needs_lsm!();
+    let world = World::new().unwrap();
+    let [alice, bob] = [(); 2].map(|()| Uid::take().unwrap());
+    let mut broker = BrokerProcess::start(&world, &policy("lsm", &[&alice, &bob], "")).unwrap();
+    let mut holder = Puppet::start(&world, Side::Host, &alice.user());
+    let lease = holder.hold("eth0:2");
+    let unbound = Granted::new(&broker, &bob, 3, SocketKind::Prepared);
+    broker.kill().unwrap();
+    broker.restart().unwrap();
+    let leases = operator(&broker).list_leases().unwrap().leases;
+    let seen: Vec<_> = leases
+        .iter()
+        .map(|lease| (lease.lease, lease.state, lease.queue_lock))
+        .collect();
+    assert_eq!(seen, [(lease, LeaseState::Active, QueueLock::Lsm)]);
+    unbound.assert_bound_to_nothing();
+    holder.ask(&Order::Reconnect).unwrap();
+    holder.release(lease);
+    holder.close(lease);
+    wait_event(&broker, "freed", lease);
+    // Both queues are to be had anew.
+    let mut next = Puppet::start(&world, Side::Host, &bob.user());
+    for queue in [2, 3] {
+        next.hold(&format!("eth0:{queue}"));
+    }
 }
 
 #[test]
