@@ -24,6 +24,9 @@ use crate::wire::{self, BrokerError, MessageBuffer, Reply, ServiceError};
 /// The longest reply that is read: all leases of a large machine fit many times.
 const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
 
+/// Between two looks whether a broker serves again.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// A stream to the broker, and how to make another one.
 #[derive(Debug)]
 pub(crate) struct Channel {
@@ -69,12 +72,20 @@ impl Channel {
             parameters,
         };
         let call = wire::encode(&call).map_err(|error| protocol(error.into()))?;
-        let first = self.attempt(method, &call, fds_limit);
-        let (message, fds) = match first {
-            Err(error) if is_lost(&error) && self.path.is_some() && may_be_repeated(method) => {
-                self.attempt(method, &call, fds_limit)?
+        let deadline = Instant::now() + self.timeout;
+        let (message, fds) = loop {
+            match self.attempt(method, &call, fds_limit, deadline) {
+                // A broker that is dying closes its connections before it stops to listen: the next one may be lost, too.
+                Err(error)
+                    if is_lost(&error)
+                        && self.path.is_some()
+                        && may_be_repeated(method)
+                        && Instant::now() + PAUSE < deadline =>
+                {
+                    std::thread::sleep(PAUSE);
+                }
+                attempted => break attempted?,
             }
-            first => first?,
         };
         let reply: Reply = serde_json::from_slice(&message).map_err(|error| protocol(error.into()))?;
         Ok((result_of(method, reply)?, fds))
@@ -86,8 +97,8 @@ impl Channel {
         method: &'static str,
         call: &[u8],
         fds_limit: usize,
+        deadline: Instant,
     ) -> Result<(Vec<u8>, Vec<OwnedFd>), CallError> {
-        let deadline = Instant::now() + self.timeout;
         self.ensure_connected(method, deadline)?;
         // Until the whole reply is here.
         self.broken = true;
@@ -135,8 +146,6 @@ impl Channel {
     /// Connects anew where the connection is of no use any more. Nothing of a call was sent yet, so this is always sound;
     /// a broker that is being restarted is waited for.
     fn ensure_connected(&mut self, method: &'static str, deadline: Instant) -> Result<(), CallError> {
-        const PAUSE: Duration = Duration::from_millis(20);
-
         if !self.broken && !has_hung_up(&self.stream) {
             return Ok(());
         }

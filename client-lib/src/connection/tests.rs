@@ -150,3 +150,34 @@ fn nobody_waits_for_ever() {
     broker.set_timeout(Duration::from_millis(50));
     assert!(matches!(broker.list_leases(), Err(CallError::Timeout { .. })));
 }
+
+#[test]
+fn a_broker_that_goes_again_and_again_is_asked_until_one_answers() {
+    const GONE: usize = 3;
+    let path = std::env::temp_dir().join(format!("xsk-client-{}.sock", std::process::id()));
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let served = thread::spawn(move || {
+        for _ in 0..GONE {
+            let (mut stream, _) = listener.accept().unwrap();
+            // It takes the first bytes of a call, and dies.
+            stream.read_exact(&mut [0; 8]).unwrap();
+        }
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut [0; 8]).unwrap();
+        io::Write::write_all(&mut stream, &reply(r#"{"parameters":{"leases":[]}}"#)).unwrap();
+        // What may not be done twice is not.
+        stream.read_exact(&mut [0; 64]).unwrap();
+        drop(stream);
+        listener
+    });
+    let mut broker = Broker::connect_to(&path).unwrap();
+    assert_eq!(broker.list_leases().unwrap().leases, []);
+    let request = Acquire::new("eth0:2".parse().unwrap(), wire::SocketKind::Prepared);
+    let error = broker.acquire(&request).unwrap_err();
+    assert!(
+        matches!(error, CallError::Connection { .. } | CallError::Protocol { .. }),
+        "{error}"
+    );
+    drop(served.join().unwrap());
+    std::fs::remove_file(&path).unwrap();
+}
