@@ -4,8 +4,8 @@
 //! asks for them, registers memory of the caller's own, binds, and runs the rings. It starts no thread, keeps
 //! no global and needs no async runtime.
 //!
-//! Three features: `wire` is the protocol as data, `sys` the kernel's names, both together the connection to the
-//! broker, and `datapath` (the default) adds grants, umem and rings. The broker itself uses the first two, for its
+//! Features: `wire` is the protocol as data, `sys` the kernel's names, both together the connection to the
+//! broker, and `datapath` (the default) adds grants, umem and rings; `tokio` adds `AsyncXsk`. The broker itself uses the first two, for its
 //! command line too, so that it links no ring code.
 
 #![warn(missing_docs)]
@@ -51,6 +51,8 @@ mod pool;
 mod process;
 #[cfg(feature = "datapath")]
 pub mod raw;
+#[cfg(feature = "tokio")]
+mod reactor;
 #[cfg(feature = "datapath")]
 mod receive;
 #[cfg(feature = "datapath")]
@@ -92,6 +94,8 @@ pub use memlock::MemlockTooLow;
 pub use monitor::{Monitor, News};
 #[cfg(all(feature = "wire", feature = "sys"))]
 pub use process::ProcessId;
+#[cfg(feature = "tokio")]
+pub use reactor::AsyncXsk;
 #[cfg(feature = "datapath")]
 pub use receive::{Received, RxFrame};
 #[cfg(feature = "datapath")]

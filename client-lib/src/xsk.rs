@@ -196,6 +196,28 @@ impl Xsk {
         }
     }
 
+    /// Whether there is something to receive, now.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_readable(&mut self) -> Result<bool, Error> {
+        self.core.upkeep()?;
+        self.core.has_received()
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) fn longest_pause(&self) -> Duration {
+        self.core.longest_pause()
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) fn check_device(&self) -> Result<(), Error> {
+        self.core.socket.check_device()
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) fn failed(&self, call: &'static str, cause: std::io::Error) -> Error {
+        self.core.socket.error(call, cause)
+    }
+
     /// Waits until half of the TX ring is free, or for `timeout`, or for a signal, and says whether it is. For loops that
     /// have more to send than there is room for.
     ///

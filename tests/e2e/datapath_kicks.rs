@@ -5,9 +5,9 @@ use std::time::Duration;
 use e2e::skip;
 use e2e::skip::Skip;
 use xsk_client::wire::BusyPoll;
-use xsk_client::{BindOptions, Broker, Grant, Request, Umem, UmemOptions, raw};
+use xsk_client::{AsyncXsk, BindOptions, Broker, Grant, Request, Umem, UmemOptions, raw};
 
-use crate::datapath_options::{exchange, grant, lengths, with};
+use crate::datapath_options::{exchange, grant, lengths, open, with};
 use crate::lease_scene::PATIENCE;
 
 /// One call sends 32 frames, and with a budget for all, all.
@@ -61,6 +61,29 @@ pub(crate) fn send_within_budgets() {
     std::thread::sleep(Duration::from_secs(600));
 }
 
+/// In a task of tokio's, beside another one that never ends.
+pub(crate) fn reflect_in_a_task() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        tokio::spawn(std::future::pending::<()>());
+        let mut xsk = AsyncXsk::new(open(&UmemOptions::new().chunks(64), &BindOptions::new(), 64)).unwrap();
+        loop {
+            // One that is given up now and then takes nothing.
+            let Ok(batch) = tokio::time::timeout(Duration::from_micros(500), xsk.receive(8)).await else {
+                continue;
+            };
+            let mut batch = batch.unwrap();
+            assert!(!batch.is_empty());
+            while let Some(frame) = batch.next_frame() {
+                frame.send().unwrap();
+            }
+        }
+    });
+}
+
 /// Within what was granted, and no more of it than was asked for last.
 pub(crate) fn poll_busily() {
     let mut broker = Broker::connect().unwrap();
@@ -95,6 +118,14 @@ fn one_call_sends_as_much_as_the_budget() {
     if let Some(probe) = lacks {
         skip!(Skip::KernelLacks { probe });
     }
+}
+
+#[test]
+fn a_task_of_tokios_moves_packets() {
+    let lacks = with("a task", None, |world, holder, peer| {
+        exchange(world, holder, peer, lengths(), |came, sent| came == sent);
+    });
+    assert_eq!(lacks, None);
 }
 
 #[test]

@@ -39,6 +39,7 @@ pub(crate) fn asks_for(arguments: &[String]) {
         "small rings" => small_rings(),
         "raw" => raw_reflect(),
         "budget" => datapath_kicks::send_within_budgets(),
+        "a task" => datapath_kicks::reflect_in_a_task(),
         "busy poll" => datapath_kicks::poll_busily(),
         other => panic!("{other}"),
     }
@@ -49,7 +50,7 @@ pub(crate) fn grant(broker: &mut Broker, rings: u32) -> Grant {
     Grant::acquire(broker, request).unwrap()
 }
 
-fn open(umem: &UmemOptions, options: &BindOptions, rings: u32) -> Xsk {
+pub(crate) fn open(umem: &UmemOptions, options: &BindOptions, rings: u32) -> Xsk {
     let mut broker = Broker::connect().unwrap();
     let umem = match Umem::new(umem) {
         Ok(umem) => umem,
