@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
+use crate::fd_store;
 use crate::report::Scope;
 
 /// What is wrong with what was passed.
@@ -111,11 +112,25 @@ impl Passed {
             (name, unsafe { OwnedFd::from_raw_fd(fd) })
         };
         let passed: Vec<(String, OwnedFd)> = fds.zip(names).map(take).collect();
-        let is_unknown = |name: &&String| ![Scope::Own, Scope::All].map(name_of).contains(&name.as_str());
+        let is_unknown = |name: &&String| {
+            let of_listener = [Scope::Own, Scope::All].map(name_of).contains(&name.as_str());
+            !of_listener && !fd_store::is_name(name)
+        };
         match passed.iter().map(|(name, _)| name).find(is_unknown) {
             Some(unknown) => Err(ActivationError::UnknownName(unknown.clone())),
             None => Ok(Self(passed)),
         }
+    }
+
+    /// Takes what an earlier process of this service has stored there.
+    pub fn stored(&mut self) -> fd_store::Passed {
+        let mut stored = fd_store::Passed::default();
+        let others = self.0.drain(..).filter_map(|(name, fd)| {
+            let not_stored = stored.add(&name, fd).err()?;
+            Some((name, not_stored))
+        });
+        self.0 = others.collect();
+        stored
     }
 
     /// Takes the socket that clients of that scope connect to, if it was passed. `wanted` is where the command line has it.

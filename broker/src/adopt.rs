@@ -104,6 +104,7 @@ pub fn take_over(engine: &mut Engine, heritage: Heritage) -> Vec<Adopted> {
             }
         }
     }
+    engine.fd_store.remove_others();
     empty_slots(engine);
     for (lease, reason) in ends {
         end::end(engine, lease, reason);
@@ -207,7 +208,8 @@ fn lease_of(
             let recorded = recorded
                 .cloned()
                 .unwrap_or_else(|| RecordedSocket::unknown(queue));
-            LeasedSocket::taken_over(&recorded, slot(queue, recorded.redirected_before))
+            let stored = engine.fd_store.take(heritage::id(record), queue, recorded.inode);
+            LeasedSocket::taken_over(&recorded, slot(queue, recorded.redirected_before), stored)
         })
         .collect();
     let reservation = engine

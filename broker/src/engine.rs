@@ -19,6 +19,7 @@ use crate::audit::Audit;
 use crate::charge::Accounts;
 use crate::end;
 use crate::error::Failure;
+use crate::fd_store::{self, FdStore};
 use crate::heritage::Heritage;
 use crate::journal::Journal;
 use crate::kernel::pins::PinDirectory;
@@ -62,6 +63,8 @@ pub struct Engine {
     pub pins: Rc<PinDirectory>,
     /// Where leases are written down.
     pub journal: Journal,
+    /// Who keeps their sockets for the next broker.
+    pub fd_store: FdStore,
     /// Whether the rings of a bound socket can be mapped; `None` until that was told.
     pub rings_can_be_mapped: Option<bool>,
     /// When it began.
@@ -216,6 +219,8 @@ pub struct Parts {
     pub journal: Journal,
     /// What a broker before this one has left.
     pub heritage: Heritage,
+    /// What it has stored with the service manager.
+    pub stored: fd_store::Passed,
     /// What the queue locks are made of.
     pub locks: queue_lock::Parts,
 }
@@ -276,6 +281,7 @@ fn run(parts: Parts, inbox: &Inbox, tell: oneshot::Sender<Vec<Adopted>>) {
         audit: parts.audit,
         pins: Rc::new(parts.pins),
         journal: parts.journal,
+        fd_store: FdStore::new(parts.stored),
         rings_can_be_mapped: None,
         started: Instant::now(),
         stopping: false,

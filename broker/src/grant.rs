@@ -236,7 +236,8 @@ fn unbound(engine: &mut Engine, lease: &Lease, device: &Device, lock: QueueLock)
             ),
         };
         fds.push(socket.duplicate()?);
-        sockets.push(LeasedSocket::new(socket, slot, None));
+        let kept = engine.fd_store.keep(reservation.id(), &socket);
+        sockets.push(LeasedSocket::new(socket, slot, None).kept_by(kept));
     }
     Ok(Made {
         sockets,

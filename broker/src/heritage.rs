@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use xsk_client::wire::{EndReason, InterfaceName, QueueLock};
+use xsk_client::wire::{EndReason, InterfaceName, QueueLock, SocketKind};
 
 use crate::device::Device;
 use crate::error::{Failure, chain};
+use crate::fd_store;
 use crate::identity::{Process, Subject};
 use crate::kernel::netlink;
 use crate::kernel::pinned::{self, Found, PinnedProgram};
@@ -74,7 +75,8 @@ pub enum Fate {
 }
 
 impl Heritage {
-    /// Looks at what there is, and decides by today's policy. `owners` are the uids whose records are believed.
+    /// Looks at what there is, and decides by today's policy. `owners` are the uids whose records are believed, `stored` is
+    /// what the service manager has kept.
     ///
     /// # Errors
     ///
@@ -84,6 +86,7 @@ impl Heritage {
         pins: Option<&PinDirectory>,
         policy: &Policy,
         owners: &[u32],
+        stored: &fd_store::Passed,
     ) -> Result<Self, Failure> {
         let mut heritage = Self::default();
         let names: HashMap<u32, InterfaceName> = netlink::devices()
@@ -109,7 +112,7 @@ impl Heritage {
                 }
             }
         }
-        heritage.find_leases(run_dir, policy, owners, &elsewhere)?;
+        heritage.find_leases(run_dir, (policy, stored), owners, &elsewhere)?;
 
         // Nobody misses a program that no lease needs: unless it is what the next grant would attach, it goes.
         let leases = &heritage.leases;
@@ -134,7 +137,7 @@ impl Heritage {
     fn find_leases(
         &mut self,
         run_dir: &Path,
-        policy: &Policy,
+        by: (&Policy, &fd_store::Passed),
         owners: &[u32],
         elsewhere: &[u32],
     ) -> Result<(), Failure> {
@@ -193,7 +196,7 @@ impl Heritage {
                         }
                         let of_record = record.terms.queues().iter();
                         queues.extend(of_record.map(|queue| ((index, queue), record.lease)));
-                        fate(&record, device, policy)
+                        fate(&record, device, by)
                     }
                 }
             };
@@ -211,15 +214,18 @@ fn is_wanted(policy: &Policy, device: &Device, program: &PinnedProgram) -> bool 
 }
 
 /// What becomes of a lease whose device has its program.
-fn fate(record: &Record, device: &Device, policy: &Policy) -> Fate {
+fn fate(record: &Record, device: &Device, (policy, stored): (&Policy, &fd_store::Passed)) -> Fate {
     let holder = record.holder.find();
     let goes_on = match record.stage {
         Stage::Active => true,
         // Its slots are filled, and its sockets are confined by nothing that went with the broker: it is where it was.
         Stage::Pending => {
-            record.terms.inserted_at_grant()
-                && record.queue_lock == QueueLock::None
-                && record.filled().count() == record.terms.queues().len()
+            let all_filled = record.filled().count() == record.terms.queues().len();
+            let is_stored = stored.has_all_of(record);
+            // What the broker had bound before it handed it over can be bound to nothing else.
+            let is_sealed = is_stored && record.terms.sockets() == SocketKind::Bound;
+            let is_there = (record.terms.inserted_at_grant() && all_filled) || is_stored;
+            (record.queue_lock == QueueLock::None && is_there) || is_sealed
         }
         Stage::Ended => {
             let reason = record.ended.unwrap_or(EndReason::Restarted);

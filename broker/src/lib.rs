@@ -16,6 +16,7 @@ pub mod end;
 pub mod engine;
 pub mod error;
 mod fail_point;
+pub mod fd_store;
 pub mod grant;
 pub mod heritage;
 pub mod identity;

@@ -19,6 +19,7 @@ mod cli_words;
 mod datapath_calls;
 mod datapath_kicks;
 mod datapath_options;
+mod fd_store;
 mod fixture_leaks;
 mod fixture_packets;
 mod fixture_users;

@@ -147,9 +147,14 @@ impl<'w> ServiceManager<'w> {
         )
         .context("the service says nothing")?;
         let mut pid = None;
+        let mut fds: Vec<OwnedFd> = Vec::new();
         for message in control.drain() {
-            if let RecvAncillaryMessage::ScmCredentials(sender) = message {
-                pid = Some(sender.pid.as_raw_nonzero().get());
+            match message {
+                RecvAncillaryMessage::ScmCredentials(sender) => {
+                    pid = Some(sender.pid.as_raw_nonzero().get());
+                }
+                RecvAncillaryMessage::ScmRights(rights) => fds.extend(rights),
+                _ => {}
             }
         }
         let text = std::str::from_utf8(bytes.get(..received.bytes).unwrap_or_default())?;
@@ -157,10 +162,47 @@ impl<'w> ServiceManager<'w> {
             line.split_once('=')
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
         };
-        Ok(Said {
+        let said = Said {
             pid: u32::try_from(pid.context("a message without its sender")?)?,
             fields: text.lines().filter_map(field).collect(),
-        })
+        };
+        self.store(&said, fds)?;
+        Ok(said)
+    }
+
+    /// Does what a service manager with a store does: it keeps fds and passes them at each start, until they are removed.
+    fn store(&self, said: &Said, fds: Vec<OwnedFd>) -> Result<()> {
+        let name = said.value("FDNAME");
+        if said.value("FDSTORE") == "1" {
+            ensure!(
+                fds.len() == 1 && !name.is_empty(),
+                "{} fds to store: {said:?}",
+                fds.len()
+            );
+            // Else it is polled, which has an AF_XDP socket transmit.
+            ensure!(said.value("FDPOLL") == "0", "it is not to be polled: {said:?}");
+            for fd in fds {
+                self.pass(name, fd);
+            }
+        } else if said.value("FDSTOREREMOVE") == "1" {
+            self.service.lock().fds.retain(|(stored, _)| stored != name);
+        }
+        Ok(())
+    }
+
+    /// The names of what is passed at the next start, in the order in which it came.
+    pub fn names(&self) -> Vec<String> {
+        let started = self.service.lock();
+        started.fds.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Hears what the service says until these are the names of what is passed.
+    pub fn wait_names(&self, names: &[&str], timeout: Duration) -> Result<()> {
+        while self.names() != names {
+            self.hear(timeout)
+                .with_context(|| format!("waiting for {names:?}, there are {:?}", self.names()))?;
+        }
+        Ok(())
     }
 }
 

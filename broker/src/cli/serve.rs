@@ -17,6 +17,7 @@ use crate::audit::{Audit, Event, Line};
 use crate::charge::Accounts;
 use crate::engine::{self, Parts};
 use crate::error::chain;
+use crate::fd_store;
 use crate::heritage::Heritage;
 use crate::journal::Journal;
 use crate::kernel::link_events::LinkEvents;
@@ -119,7 +120,9 @@ fn dry_run(args: &ServeArgs) -> anyhow::Result<()> {
     let (_, loaded) = policy(args)?;
     let pins = PinDirectory::open(&args.bpf_dir)?;
     let owners = [0, account.uid];
-    let heritage = Heritage::find(&args.run_dir, pins.as_ref(), &loaded.policy, &owners)?;
+    // What a service manager has stored is passed to who is started by it.
+    let stored = fd_store::Passed::default();
+    let heritage = Heritage::find(&args.run_dir, pins.as_ref(), &loaded.policy, &owners, &stored)?;
     inheritance::print(&heritage, args.json)
 }
 
@@ -152,6 +155,7 @@ struct Started {
 fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     // 0. What a service manager has left to this process, before anything else is open.
     let mut passed = Passed::take()?;
+    let stored = passed.stored();
     let for_clients = passed.listener(Scope::Own, args.socket.as_deref())?;
     let for_operators = passed.listener(Scope::All, args.control_socket.as_deref())?;
 
@@ -171,7 +175,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     // 4. The private directory in bpffs, and what a broker before this one has left there and in the run directory.
     let pins = PinDirectory::create(&args.bpf_dir, account)?;
     let owners = [0, account.uid];
-    let heritage = Heritage::find(&args.run_dir, Some(&pins), &loaded.policy, &owners)?;
+    let heritage = Heritage::find(&args.run_dir, Some(&pins), &loaded.policy, &owners, &stored)?;
     let journal = Journal::open(&args.run_dir)?;
     let locks = queue_lock_parts(&loaded.policy, &args.run_dir, &pins)?;
 
@@ -238,6 +242,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         pins,
         journal,
         heritage,
+        stored,
         locks,
     };
     let engine = engine::start(parts)?;

@@ -85,7 +85,8 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
         if !can_be_mapped {
             return Err(unsupported().into());
         }
-        let leased = socket_of(lease, socket)?;
+        let kept = engine.fd_store.keep(id, &socket);
+        let leased = socket_of(lease, socket)?.kept_by(kept);
         lease.sockets.push(leased);
     }
     lease.umem = None;

@@ -88,6 +88,11 @@ impl Xsk {
         Ok(Self { socket, queue })
     }
 
+    /// One that a broker before made for that queue, and that somebody has kept.
+    pub fn kept(socket: OwnedFd, queue: u32) -> Self {
+        Self { socket, queue }
+    }
+
     /// Binds it to its queue. Its umem is registered, and nobody else has the socket yet.
     ///
     /// # Errors

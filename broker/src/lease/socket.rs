@@ -3,6 +3,7 @@
 use xsk_client::wire::{BindMode, Counters, LeaseQueue};
 
 use crate::error::Failure;
+use crate::fd_store::Kept;
 use crate::kernel::queue_probe::{QueueProbe, QueueUse};
 use crate::kernel::redirect::Slot;
 use crate::kernel::xsk::Xsk;
@@ -22,6 +23,8 @@ pub struct LeasedSocket {
     pub mode: Option<BindMode>,
     /// The inode of the socket.
     pub inode: Option<u64>,
+    /// Another fd of it, which the service manager keeps for the next broker.
+    pub kept: Option<Kept>,
 }
 
 impl LeasedSocket {
@@ -33,17 +36,26 @@ impl LeasedSocket {
             inode: socket.inode(),
             socket: Some(socket),
             mode,
+            kept: None,
         }
     }
 
-    /// One that another broker made, with its slot if it has one.
-    pub fn taken_over(recorded: &RecordedSocket, slot: Option<Slot>) -> Self {
+    /// With another fd of it, which somebody keeps.
+    #[must_use]
+    pub fn kept_by(self, kept: Option<Kept>) -> Self {
+        Self { kept, ..self }
+    }
+
+    /// One that another broker made, with its slot if it has one, and with the socket if somebody has kept it.
+    pub fn taken_over(recorded: &RecordedSocket, slot: Option<Slot>, stored: Option<(Xsk, Kept)>) -> Self {
+        let (socket, kept) = stored.unzip();
         Self {
             slot,
             queue: recorded.queue,
-            socket: None,
+            inode: recorded.inode.or_else(|| socket.as_ref().and_then(Xsk::inode)),
+            socket,
             mode: recorded.mode,
-            inode: recorded.inode,
+            kept,
         }
     }
 

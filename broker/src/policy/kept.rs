@@ -37,6 +37,11 @@ impl KeptTerms {
         &self.rule
     }
 
+    /// The state in which the sockets left the broker.
+    pub fn sockets(&self) -> SocketKind {
+        self.sockets
+    }
+
     /// The queues.
     pub fn queues(&self) -> &QueueSet {
         &self.queues
