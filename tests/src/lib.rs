@@ -13,6 +13,7 @@ pub mod broker;
 pub mod connector;
 pub mod echo_loop;
 pub mod ethtool;
+pub mod figures;
 pub mod generator;
 pub mod holder;
 pub mod instructions;

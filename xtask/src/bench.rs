@@ -2,6 +2,7 @@
 //!
 //! **Invariant**: no figure stands alone. Contenders take turns on the same device, and what is claimed is a ratio.
 
+mod all;
 mod datapath;
 mod grants;
 mod leases;
@@ -19,6 +20,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
+    All(all::Arguments),
     Datapath(datapath::Arguments),
     Grants(grants::Arguments),
     Leases(leases::Arguments),
@@ -28,6 +30,7 @@ enum What {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.what {
+        What::All(arguments) => all::run(arguments),
         What::Datapath(arguments) => datapath::run(arguments),
         What::Grants(arguments) => grants::run(arguments),
         What::Leases(arguments) => leases::run(arguments),

@@ -4,8 +4,6 @@
 //! counted by callgrind, over bursts that wait in the RX ring, so that every batch is whole and no turn is empty; what it
 //! moves is measured by the clock, in rounds in which each contestant has its turn, and told by median and spread.
 
-#![allow(clippy::print_stdout, reason = "figures are what a bench is for")]
-
 mod contestant;
 mod figures;
 #[path = "../contender/harness.rs"]
@@ -19,6 +17,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+
+use e2e::figures::{Form, tell};
 
 use contestant::{Contestant, Mode, chosen};
 use figures::{Figures, Instructions, Latencies, Rates};
@@ -117,12 +117,12 @@ fn bench(arguments: &Arguments) -> Result<()> {
         plot::draw(&figures, path)?;
         eprintln!("plot: {}", path.display());
     }
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&figures.as_json())?);
-    } else {
-        println!("{figures}");
-    }
-    Ok(())
+    tell(
+        "datapath",
+        Form::of(arguments.json),
+        &figures.to_string(),
+        &figures.as_json(),
+    )
 }
 
 /// What user space executes for a packet.

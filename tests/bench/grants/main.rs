@@ -6,8 +6,6 @@
 //! over many queues, and after every turn there is a pause in which the kernel and the broker clean up. Neither is
 //! measured.
 
-#![allow(clippy::print_stdout, reason = "figures are what a bench is for")]
-
 mod figures;
 mod footprint;
 mod libxdp;
@@ -19,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use e2e::broker::BrokerProcess;
+use e2e::figures::{Form, tell};
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use xsk_client::wire::{QueueLock, RingSizes, SocketKind};
@@ -123,12 +122,12 @@ fn bench(arguments: &Arguments) -> Result<()> {
     broker.stop()?;
 
     let figures = Figures::new(&rounds, footprint);
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&figures)?);
-    } else {
-        println!("{figures}");
-    }
-    Ok(())
+    tell(
+        "grants",
+        Form::of(arguments.json),
+        &figures.to_string(),
+        &serde_json::to_value(&figures)?,
+    )
 }
 
 fn measure(

@@ -5,8 +5,6 @@
 //! changes with the time shows as a difference of the two ways; the innocent user is measured with and without the others
 //! in turns.
 
-#![allow(clippy::print_stdout, reason = "figures are what a bench is for")]
-
 mod broker;
 mod client;
 mod figures;
@@ -18,6 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use e2e::broker::BrokerProcess;
+use e2e::figures::{Form, tell};
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -112,12 +111,12 @@ fn bench(arguments: &Arguments) -> Result<()> {
         innocent,
         killed,
     };
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&figures)?);
-    } else {
-        println!("{figures}");
-    }
-    Ok(())
+    tell(
+        "leases",
+        Form::of(arguments.json),
+        &figures.to_string(),
+        &serde_json::to_value(&figures)?,
+    )
 }
 
 /// Grants on the first device wait for the kernel, where sockets leave unbound; no limit is in anybody's way. (In all there

@@ -6,8 +6,6 @@
 //! having counted it, a chunk that did not come back, a wake-up that was missed, a byte that changed: each ends the soak
 //! as failed. The seed that is printed repeats its choices, not its timing.
 
-#![allow(clippy::print_stdout, reason = "figures are what a bench is for")]
-
 mod holder;
 mod numbered;
 mod session;
@@ -17,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use e2e::broker::BrokerProcess;
+use e2e::figures::{Form, tell};
 use e2e::packet_socket::PacketSocket;
 use e2e::world::{Side, World};
 use serde_json::json;
@@ -110,11 +109,10 @@ fn soak(arguments: &Arguments) -> Result<()> {
         }
     }
     broker.stop()?;
-    report(&totals, begun.elapsed(), arguments);
-    Ok(())
+    report(&totals, begun.elapsed(), arguments)
 }
 
-fn report(totals: &Totals, elapsed: Duration, arguments: &Arguments) {
+fn report(totals: &Totals, elapsed: Duration, arguments: &Arguments) -> Result<()> {
     let Totals {
         sessions,
         killed,
@@ -124,23 +122,19 @@ fn report(totals: &Totals, elapsed: Duration, arguments: &Arguments) {
         written_off,
         slowest,
     } = totals;
-    if arguments.json {
-        let json = json!({
-            "seconds": elapsed.as_secs_f64(),
-            "seed": arguments.seed,
-            "sessions": sessions,
-            "killed": killed,
-            "sent": sent,
-            "echoed": echoed,
-            "droppedByTheKernel": dropped_by_the_kernel,
-            "writtenOff": written_off,
-            "slowestMs": slowest.as_secs_f64() * 1e3,
-            "violations": 0,
-        });
-        println!("{json:#}");
-        return;
-    }
-    println!(
+    let json = json!({
+        "seconds": elapsed.as_secs_f64(),
+        "seed": arguments.seed,
+        "sessions": sessions,
+        "killed": killed,
+        "sent": sent,
+        "echoed": echoed,
+        "droppedByTheKernel": dropped_by_the_kernel,
+        "writtenOff": written_off,
+        "slowestMs": slowest.as_secs_f64() * 1e3,
+        "violations": 0,
+    });
+    let table = format!(
         "{:.1} minutes, seed {}: no frame lost to the library, no wake-up missed\n\
          {sessions:>12} holders, of which {killed} were killed in the middle of it\n\
          {sent:>12} frames sent\n\
@@ -151,4 +145,5 @@ fn report(totals: &Totals, elapsed: Duration, arguments: &Arguments) {
         arguments.seed,
         slowest.as_secs_f64() * 1e3
     );
+    tell("soak", Form::of(arguments.json), &table, &json)
 }

@@ -3,8 +3,7 @@
 //! The kernel runs each program a million times on one frame and says what a run took (BPF_PROG_TEST_RUN). The programs
 //! take turns, and what counts is the median. Most of a run is the test itself: a program that only returns shows it.
 
-#![allow(clippy::print_stdout, reason = "figures are what a bench is for")]
-
+use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::ExitCode;
 
@@ -13,6 +12,7 @@ use aya::maps::XskMap;
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use e2e::bpf::{self, MapType, ProgramType, TestRun};
+use e2e::figures::{Form, tell};
 use e2e::instructions::{Assembler, R0, R1, R2, R3, call, exit, load_word, mov_value};
 use e2e::raw_xsk::bare_socket;
 use e2e::world::{Side, World};
@@ -68,42 +68,39 @@ fn bench(mut words: impl Iterator<Item = String>) -> Result<()> {
         contestant.nanoseconds.sort_unstable();
     }
     let test_itself = f64::from(contestants[0].at(50));
-    if as_json {
-        let programs: Vec<_> = contestants
-            .iter()
-            .map(|it| json!({ "program": it.name, "medianNs": it.at(50), "p5Ns": it.at(5), "p95Ns": it.at(95) }))
-            .collect();
-        println!(
-            "{:#}",
-            json!({ "rounds": rounds, "runsEach": RUNS, "programs": programs })
-        );
-        return Ok(());
-    }
-    println!("nanoseconds a run, {rounds} rounds of {RUNS} runs, in turns\n");
-    println!(
+    let programs: Vec<_> = contestants
+        .iter()
+        .map(|it| json!({ "program": it.name, "medianNs": it.at(50), "p5Ns": it.at(5), "p95Ns": it.at(95) }))
+        .collect();
+    let json = json!({ "rounds": rounds, "runsEach": RUNS, "programs": programs });
+    let mut table = format!("nanoseconds a run, {rounds} rounds of {RUNS} runs, in turns\n\n");
+    writeln!(
+        table,
         "{:34}{:>8}{:>8}{:>8}{:>22}",
         "", "median", "p5", "p95", "without the test's own"
-    );
+    )?;
     for it in &contestants {
         let net = f64::from(it.at(50)) - test_itself;
-        println!(
+        writeln!(
+            table,
             "{:34}{:8}{:8}{:8}{net:22}",
             it.name,
             it.at(50),
             it.at(5),
             it.at(95)
-        );
+        )?;
     }
     let [_, bare, libxdp, ours] = &contestants[..] else {
         bail!("four programs were loaded");
     };
     let above = |other: &Contestant| i64::from(ours.at(50)) - i64::from(other.at(50));
-    println!(
+    write!(
+        table,
         "\nours is {} ns above the bare redirect (the goal: 5 at most), {} ns above libxdp's default, whose dispatcher is not run here",
         above(bare),
         above(libxdp)
-    );
-    Ok(())
+    )?;
+    tell("xdp", Form::of(as_json), &table, &json)
 }
 
 impl Contestant {

@@ -67,6 +67,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     command
         .arg(format!("XSK_BENCH_CONTENDER={}", contender.display()))
         .arg(format!("XSK_E2E_PEER_DIR={}", peers.display()))
+        .args(super::all::kept())
         .arg(bench)
         .args(["--rounds", &arguments.rounds.to_string()])
         .args(["--milliseconds", &arguments.milliseconds.to_string()])

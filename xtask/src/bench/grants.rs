@@ -50,6 +50,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     command
         .arg(format!("XSK_E2E_BROKER={}", broker.display()))
         .arg(format!("XSK_E2E_PEER_DIR={}", peers.display()))
+        .args(super::all::kept())
         .arg(bench)
         .args(["--rounds", &arguments.rounds.to_string()])
         .args(arguments.json.then_some("--json"));

@@ -41,6 +41,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut command = shell::as_root("env")?;
     command
         .arg(format!("XSK_E2E_BROKER={}", broker.display()))
+        .args(super::all::kept())
         .arg(bench)
         .args(["--cycles", &arguments.cycles.to_string()])
         .args(["--kills", &arguments.kills.to_string()])

@@ -35,6 +35,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut command = shell::as_root("env")?;
     command
         .arg(format!("XSK_E2E_BROKER={}", broker.display()))
+        .args(super::all::kept())
         .arg(bench)
         .args(["--minutes", &arguments.minutes.to_string()])
         .args(arguments.json.then_some("--json"));

@@ -30,6 +30,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut command = shell::as_root("env")?;
     command
         .arg(format!("XSK_BENCH_LIBXDP_PROGRAM={}", default_program.display()))
+        .args(super::all::kept())
         .arg(bench)
         .args(["--rounds", &arguments.rounds.to_string()])
         .args(arguments.json.then_some("--json"));
