@@ -197,9 +197,13 @@ impl Channel {
         fds_limit: usize,
         deadline: Instant,
     ) -> Result<(Vec<u8>, Vec<OwnedFd>), Failure> {
-        self.write(call, deadline)?;
+        let written = self.write(call, deadline);
         let mut fds = Vec::new();
-        let message = self.read_message(&mut fds, fds_limit, Some(deadline))?;
+        let message = match (written, self.read_message(&mut fds, fds_limit, Some(deadline))) {
+            // A broker that refuses a connection says why and hangs up, without waiting for a call.
+            (Ok(()), received) | (Err(Failure::Io(_)), received @ Ok(_)) => received?,
+            (Err(failure), _) => return Err(failure),
+        };
         match self.incoming.is_empty() {
             true => Ok((message, fds)),
             false => Err(ProtocolError::Surplus.into()),

@@ -13,10 +13,10 @@ use rustix::thread::CapabilitySet;
 /// A umem is larger than the limit of the process that is to register it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "umem of {} is above RLIMIT_MEMLOCK {}, which uid {uid} shares over its processes; at least {needed_bytes} bytes are \
-     needed: LimitMEMLOCK={needed_bytes} of its systemd service, `prlimit --memlock={needed_bytes} COMMAND` as root, or \
-     `{uid} - memlock {}` in /etc/security/limits.conf for its next login; or less memory",
-    Bytes(*.needed_bytes), Bytes(*.limit_bytes), .needed_bytes.div_ceil(1024)
+    "{}, which uid {uid} shares over its processes; at least {least} bytes are needed: LimitMEMLOCK={least} of its systemd \
+     service, `prlimit --memlock={least} COMMAND` as root, or `:{uid} - memlock {}` in /etc/security/limits.conf for its \
+     next login; or less memory",
+    Excess(self), self.least_bytes().div_ceil(1024), least = self.least_bytes()
 )]
 pub struct MemlockTooLow {
     /// What is to be pinned.
@@ -27,7 +27,37 @@ pub struct MemlockTooLow {
     pub uid: u32,
 }
 
+/// Which of the two it is: too much by itself, or together with what the uid has pinned already.
+struct Excess<'a>(&'a MemlockTooLow);
+
+impl fmt::Display for Excess<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let MemlockTooLow {
+            needed_bytes,
+            limit_bytes,
+            ..
+        } = *self.0;
+        let (umem, limit) = (Bytes(needed_bytes), Bytes(limit_bytes));
+        match needed_bytes > limit_bytes {
+            true => write!(f, "a umem of {umem} is above RLIMIT_MEMLOCK {limit}"),
+            false => write!(
+                f,
+                "a umem of {umem} and what is pinned already are above RLIMIT_MEMLOCK {limit}"
+            ),
+        }
+    }
+}
+
 impl MemlockTooLow {
+    /// The least limit that could do: where the umem alone is not too much, more than the present limit is used or asked
+    /// for.
+    fn least_bytes(&self) -> u64 {
+        match self.needed_bytes > self.limit_bytes {
+            true => self.needed_bytes,
+            false => self.limit_bytes.saturating_add(self.needed_bytes),
+        }
+    }
+
     /// Looks whether this process, or what it becomes by exec, may pin so many bytes.
     ///
     /// # Errors
@@ -126,15 +156,30 @@ mod tests {
             uid: 1001,
         };
         let text = error.to_string();
-        let begin = "umem of 32 MiB is above RLIMIT_MEMLOCK 8 MiB, which uid 1001 shares over its processes";
+        let begin =
+            "a umem of 32 MiB is above RLIMIT_MEMLOCK 8 MiB, which uid 1001 shares over its processes";
         assert!(text.starts_with(begin), "{text}");
         for way in [
             "LimitMEMLOCK=33554432",
             "prlimit --memlock=33554432",
-            "1001 - memlock 32768",
+            "`:1001 - memlock 32768`",
         ] {
             assert!(text.contains(way), "{text}");
         }
+    }
+
+    #[test]
+    fn what_would_fit_alone_is_told_to_be_too_much_together() {
+        let error = MemlockTooLow {
+            needed_bytes: 4 << 20,
+            limit_bytes: 8 << 20,
+            uid: 1001,
+        };
+        let text = error.to_string();
+        let begin =
+            "a umem of 4 MiB and what is pinned already are above RLIMIT_MEMLOCK 8 MiB, which uid 1001";
+        assert!(text.starts_with(begin), "{text}");
+        assert!(text.contains("prlimit --memlock=12582912"), "{text}");
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn a_umem_above_the_memlock_is_told_in_words() {
     let failure = holder.ask(&bind(2050)).unwrap_err();
     assert_eq!(failure.kind, "Error::MemlockTooLow");
     let words = format!(
-        "umem of 8200 KiB is above RLIMIT_MEMLOCK 8 MiB, which uid {} shares",
+        "a umem of 8200 KiB is above RLIMIT_MEMLOCK 8 MiB, which uid {} shares",
         alice.number()
     );
     assert!(failure.text.starts_with(&words), "{}", failure.text);

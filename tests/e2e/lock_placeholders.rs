@@ -78,6 +78,20 @@ fn an_unbound_socket_kept_for_ever_never_wins_a_queue() {
 }
 
 #[test]
+fn revoke_says_that_what_was_never_bound_never_will_be() {
+    let world = World::new().unwrap();
+    let alice = Uid::take().unwrap();
+    let broker = BrokerProcess::start(&world, &policy("placeholders", &[&alice], "")).unwrap();
+    let mut holder = Puppet::start(&world, Side::Host, &alice.user());
+    let lease = holder.acquire("eth0:3").unwrap();
+    let output = broker.cli(&["revoke", &lease.to_string()]).unwrap();
+    assert_eq!(output.code, Some(0), "{output:?}");
+    let words = "TX never began: no socket of it was bound, and none can be any more";
+    assert!(output.stdout.contains(words), "{output:?}");
+    assert!(holder.bind(lease).is_err());
+}
+
+#[test]
 fn without_a_lock_it_wins() {
     // Which is why the test above means something.
     let world = World::new().unwrap();

@@ -14,15 +14,12 @@ fn serve(world: &World, user: Option<&User>, name: &str, arguments: &[&str]) -> 
     let paths = Paths::new(name);
     let [policy, run_dir, bpf_dir] =
         [paths.policy(), paths.run_dir(), paths.bpf_dir()].map(|path| path.display().to_string());
-    let mut all = vec![
-        "serve",
-        "--policy",
-        &policy,
-        "--run-dir",
-        &run_dir,
-        "--bpf-dir",
-        &bpf_dir,
-    ];
+    let mut all = vec!["serve", "--policy", &policy];
+    for (option, value) in [("--run-dir", &run_dir), ("--bpf-dir", &bpf_dir)] {
+        if !arguments.contains(&option) {
+            all.extend([option, value.as_str()]);
+        }
+    }
     all.extend(arguments);
     cli(world, user, &all).unwrap()
 }
@@ -163,6 +160,30 @@ fn two_brokers_never_share_their_directories() {
             "a broker is running on /run/xsk-broker already",
             "--run-dir and --bpf-dir",
         ],
+    );
+    // Nor half of them: to a second one the first one's pins would look like a dead broker's.
+    let output = serve(
+        &world,
+        None,
+        "xsk-broker",
+        &["--user", &uid, "--run-dir", "/run/second"],
+    );
+    refuses(
+        &output,
+        &["/run/bpf/xsk-broker is used by a broker that runs", "--bpf-dir"],
+    );
+    // Where nothing is mounted it is said what to mount.
+    let arguments = [
+        "--user",
+        &uid,
+        "--run-dir",
+        "/run/second",
+        "--bpf-dir",
+        "/run/none/xsk",
+    ];
+    refuses(
+        &serve(&world, None, "xsk-broker", &arguments),
+        &["mount -t bpf bpf"],
     );
     // The first one's sockets are still its own: it is asked over them.
     scene.finish();

@@ -1,8 +1,8 @@
 //! `xsk-broker monitor`: what becomes of leases, as it happens.
 
 use serde_json::json;
-use xsk_client::News;
 use xsk_client::wire::{Change, Lease, LeaseEvent, QueueSet};
+use xsk_client::{CallError, News, ProtocolError};
 
 use super::exit::Exit;
 use super::output::{Sockets, put};
@@ -28,13 +28,24 @@ pub struct MonitorArgs {
 ///
 /// # Errors
 ///
-/// As the broker says, and where the connection ends.
+/// As the broker says.
 pub fn run(args: &MonitorArgs) -> anyhow::Result<Exit> {
     let mut monitor = args.sockets.connect_for_most()?.monitor()?;
-    while let Some(news) = monitor.next(None)? {
+    loop {
+        let news = match monitor.next(None) {
+            Ok(Some(news)) => news,
+            Ok(None) => return Ok(Exit::Ok),
+            Err(CallError::Protocol {
+                cause: ProtocolError::Closed,
+                ..
+            }) => {
+                eprintln!("xsk-broker: the broker has ended, or has ended this connection");
+                return Ok(Exit::Unreachable);
+            }
+            Err(error) => return Err(error.into()),
+        };
         put(&if args.json { json_line(&news) } else { text(&news) })?;
     }
-    Ok(Exit::Ok)
 }
 
 fn json_line(news: &News) -> String {
@@ -65,7 +76,7 @@ fn lease_line(lease: &Lease) -> String {
     let queues = QueueSet::new(lease.queues.iter().map(|queue| queue.queue));
     let queues = queues.map_or_else(|_| "-".to_owned(), |queues| queues.to_string());
     format!(
-        "lease {} {}:{queues} {} uid {} pid {} {}\n",
+        "lease {} {}:{queues} {}, uid {} pid {}, {}\n",
         lease.lease,
         lease.interface,
         lease.state,
@@ -88,7 +99,7 @@ fn event_line(event: &LeaseEvent) -> String {
         }
     };
     format!(
-        "lease {} {}:{} {what} {}\n",
+        "lease {} {}:{} {what}, {}\n",
         event.lease,
         event.interface,
         event.queues,

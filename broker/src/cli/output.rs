@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use xsk_client::wire::{DEFAULT_CONTROL_SOCKET, DEFAULT_SOCKET};
+use xsk_client::wire::DEFAULT_SOCKET;
 use xsk_client::{Broker, CallError};
+
+/// What the socket for operators is called, in the run directory of its broker.
+const CONTROL_SOCKET_NAME: &str = "control.sock";
 
 /// Where the broker listens for everybody.
 #[derive(Debug, Clone, clap::Args)]
@@ -35,19 +38,25 @@ pub struct Sockets {
     #[command(flatten)]
     broker: BrokerSocket,
 
-    /// The broker's socket for operators
-    #[arg(long, value_name = "PATH", env = "XSK_BROKER_CONTROL_SOCKET", default_value = DEFAULT_CONTROL_SOCKET)]
-    control_socket: PathBuf,
+    /// The broker's socket for operators, which is tried first [default: control.sock beside --socket]
+    #[arg(long, value_name = "PATH", env = "XSK_BROKER_CONTROL_SOCKET")]
+    control_socket: Option<PathBuf>,
 }
 
 impl Sockets {
+    /// The one that was named, else the one of the same broker.
+    fn control_socket(&self) -> PathBuf {
+        let beside = || self.broker.socket.with_file_name(CONTROL_SOCKET_NAME);
+        self.control_socket.clone().unwrap_or_else(beside)
+    }
+
     /// Connects as an operator.
     ///
     /// # Errors
     ///
     /// [`CallError::Connect`].
     pub fn connect_as_operator(&self) -> anyhow::Result<Broker> {
-        let connected = Broker::connect_to(&self.control_socket);
+        let connected = Broker::connect_to(self.control_socket());
         let denied = |error: &CallError| match error {
             CallError::Connect { cause, .. } => cause.kind() == io::ErrorKind::PermissionDenied,
             _ => false,

@@ -7,7 +7,7 @@ use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 use serde::Serialize;
-use xsk_client::wire::Lease;
+use xsk_client::wire::{Lease, QueueLock};
 use xsk_client::{Broker, ProcessId};
 
 use super::cut;
@@ -25,8 +25,8 @@ use super::output::{Sockets, put};
 /// 2. `revoke 7 --kill`: ends the holder with SIGKILL, with your rights, not the broker's. A child that has the socket
 ///    too goes on; it is named.
 ///
-/// 3. `revoke 7 --cut-device`: prints what ends every AF_XDP socket of the device for good, and what that costs; with
-///    --lose-all-leases-addresses-and-routes it does it.
+/// 3. `revoke 7 --cut-device`: revokes, and prints what ends every AF_XDP socket of the device for good, and what that
+///    costs; with --lose-all-leases-addresses-and-routes it does it.
 ///
 /// Exit code 0: nothing goes on. 75: something does, and the output says what.
 #[derive(Debug, clap::Args)]
@@ -38,7 +38,7 @@ pub struct RevokeArgs {
     #[arg(long)]
     kill: bool,
 
-    /// Print how its device is cut off from all sockets, and what is lost by that
+    /// Revoke, and print how its device is cut off from all sockets, and what is lost by that
     #[arg(long)]
     cut_device: bool,
 
@@ -58,7 +58,7 @@ pub struct RevokeArgs {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Outcome {
-    /// As it was.
+    /// As it was, before anything was done.
     lease: Lease,
     rx_stopped: bool,
     tx_may_continue: bool,
@@ -68,6 +68,9 @@ struct Outcome {
     cut: bool,
     /// Who still has a socket of it.
     keepers: Vec<Keeper>,
+    /// How its device is cut, for people, if that was asked for and not done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    how_to_cut: Option<String>,
 }
 
 /// Runs the command.
@@ -88,7 +91,10 @@ pub fn run(args: &RevokeArgs) -> anyhow::Result<Exit> {
     if args.lose_all_leases_addresses_and_routes {
         cut::cut(&lease)?;
     }
-    let is_over = if killed || args.lose_all_leases_addresses_and_routes || !lease.holder.alive {
+    // Sockets that were never bound, under a lock: the broker sees to it that they never will be.
+    let is_retired = !is_bound(&lease) && lease.queue_lock != QueueLock::None;
+    let is_over = if killed || is_retired || args.lose_all_leases_addresses_and_routes || !lease.holder.alive
+    {
         wait_until_free(&mut broker, args.lease)?
     } else {
         revoked.lease.is_none()
@@ -96,6 +102,7 @@ pub fn run(args: &RevokeArgs) -> anyhow::Result<Exit> {
     let keepers = match args.lose_all_leases_addresses_and_routes {
         // They have what is good for nothing.
         true => Vec::new(),
+        false if is_retired && is_over => Vec::new(),
         false => keepers::of(&lease),
     };
     let outcome = Outcome {
@@ -104,15 +111,14 @@ pub fn run(args: &RevokeArgs) -> anyhow::Result<Exit> {
         killed,
         cut: args.lose_all_leases_addresses_and_routes,
         keepers,
+        how_to_cut: (args.cut_device && !args.lose_all_leases_addresses_and_routes)
+            .then(|| cut::recipe(&lease)),
         lease,
     };
     put(&match args.json {
         true => format!("{}\n", serde_json::to_string(&outcome)?),
         false => told(&outcome),
     })?;
-    if args.cut_device && !outcome.cut {
-        put(&cut::recipe(&outcome.lease))?;
-    }
     Ok(match outcome.tx_may_continue {
         true => Exit::Busy,
         false => Exit::Ok,
@@ -169,6 +175,10 @@ fn wait_until_free(broker: &mut Broker, id: u64) -> anyhow::Result<bool> {
     }
 }
 
+fn is_bound(lease: &Lease) -> bool {
+    lease.queues.iter().any(|queue| queue.mode.is_some())
+}
+
 /// What was stopped and what was not.
 fn told(outcome: &Outcome) -> String {
     let lease = &outcome.lease;
@@ -191,10 +201,13 @@ fn told(outcome: &Outcome) -> String {
         }
     };
     if !outcome.tx_may_continue {
-        return text + "TX stopped: no socket of it is left\n";
+        let how = match is_bound(lease) {
+            true => "TX stopped: no socket of it is left\n",
+            false => "TX never began: no socket of it was bound, and none can be any more\n",
+        };
+        return text + how + outcome.how_to_cut.as_deref().unwrap_or_default();
     }
-    let is_bound = lease.queues.iter().any(|queue| queue.mode.is_some());
-    text += &match is_bound {
+    text += &match is_bound(lease) {
         true => format!(
             "TX goes on: whoever has a socket of it can go on transmitting on {target} until every file descriptor and \
              mapping of it is gone; no call of the kernel takes that back\n"
@@ -210,8 +223,12 @@ fn told(outcome: &Outcome) -> String {
     if !outcome.killed && outcome.keepers.iter().any(|keeper| keeper.pid == holder.pid) {
         text += &format!("`xsk-broker revoke {id} --kill` ends its holder\n");
     }
-    text + &format!(
-        "`xsk-broker revoke {id} --cut-device` says how to cut {} for good\n",
-        lease.interface
-    )
+    text += &match &outcome.how_to_cut {
+        Some(how) => how.clone(),
+        None => format!(
+            "`xsk-broker revoke {id} --cut-device` says how to cut {} for good\n",
+            lease.interface
+        ),
+    };
+    text
 }

@@ -59,9 +59,15 @@ fn status(status: &Status) -> String {
         .iter()
         .map(|(name, value)| format!("{name:<12} {value}\n"))
         .collect();
+    let width = status
+        .probes
+        .iter()
+        .map(|probe| probe.name.len())
+        .max()
+        .unwrap_or(0);
     for probe in &status.probes {
         let there = if probe.available { "yes" } else { "no" };
-        text.push_str(&format!("  {:<20} {there:<4} {}\n", probe.name, probe.note));
+        text.push_str(&format!("  {:<width$} {there:<4} {}\n", probe.name, probe.note));
     }
     text + &quotas(&status.quotas)
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, open, renameat, unlinkat};
+use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, open, renameat, unlinkat};
 
 use super::netlink::link_of;
 use crate::error::Failure;
@@ -93,13 +93,17 @@ pub enum PinDirectoryError {
         /// Whose it is.
         owner: u32,
     },
+    /// Another broker has it, and its holders receive by what is pinned there.
+    #[error("{} is used by a broker that runs: each needs a directory of its own, name another one with --bpf-dir", .0.display())]
+    InUse(PathBuf),
     /// A system call.
     #[error(transparent)]
     Failed(#[from] Failure),
 }
 
 impl PinDirectory {
-    /// Makes the directory and gives it to the daemon's account. To be called as root.
+    /// Makes the directory and gives it to the daemon's account, locked for as long as an fd of it is open: what is pinned
+    /// there would look to a second broker like what a dead one had left. To be called as root.
     ///
     /// # Errors
     ///
@@ -109,6 +113,14 @@ impl PinDirectory {
         match fs::DirBuilder::new().mode(0o700).create(path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            // Nothing is mounted on what should be its parent.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(PinDirectoryError::NoBpffs(path.to_owned()));
+            }
+            // sysfs has no directories but its own.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                return Err(PinDirectoryError::NoBpffs(path.to_owned()));
+            }
             Err(error) => return Err(failed("mkdir", error).into()),
         }
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
@@ -127,6 +139,11 @@ impl PinDirectory {
                 path: path.to_owned(),
                 owner,
             });
+        }
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(PinDirectoryError::InUse(path.to_owned())),
+            Err(errno) => return Err(failed("flock", errno.into()).into()),
         }
         let this = Self {
             directory,

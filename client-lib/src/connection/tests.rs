@@ -181,3 +181,15 @@ fn a_broker_that_goes_again_and_again_is_asked_until_one_answers() {
     drop(served.join().unwrap());
     std::fs::remove_file(&path).unwrap();
 }
+
+#[test]
+fn what_a_broker_says_before_it_hangs_up_is_heard() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let words = r#"{"error":"org.xskbroker.Broker.QuotaExceeded","parameters":{"resource":"connections","limit":3,"inUse":3,"message":"too many"}}"#;
+    rustix::net::send(&theirs, &reply(words), SendFlags::empty()).unwrap();
+    drop(theirs);
+    match Broker::over(ours).list_leases() {
+        Err(CallError::Refused { cause, .. }) => assert_eq!(cause.to_string(), "too many"),
+        other => panic!("{other:?}"),
+    }
+}
