@@ -115,8 +115,11 @@ impl Channel {
         let call = wire::encode(call).map_err(|error| protocol(error.into()))?;
         let deadline = Instant::now() + self.timeout;
         self.ensure_connected(method, deadline)?;
-        self.write(&call, deadline)
-            .map_err(|failure| self.call_error(method, failure))
+        match self.write(&call, deadline) {
+            // A broker that refuses a connection has said why: that is the next reply.
+            Err(Failure::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written.map_err(|failure| self.call_error(method, failure)),
+        }
     }
 
     /// Takes the next of several replies; `None` when the time is over.
