@@ -185,6 +185,7 @@ fn two_brokers_never_share_their_directories() {
         &serve(&world, None, "xsk-broker", &arguments),
         &["mount -t bpf bpf"],
     );
+    std::fs::remove_dir_all(world.path("second")).unwrap();
     // The first one's sockets are still its own: it is asked over them.
     scene.finish();
 }
