@@ -14,7 +14,7 @@ const BEGIN: &str = "<!-- vm-table -->";
 const END: &str = "<!-- /vm-table -->";
 
 /// What users ask for, and the test that shows it.
-const PROMISES: [(&str, &str); 5] = [
+const PROMISES: [(&str, &str); 6] = [
     (
         "grant, bind, activate: copy mode on virtio-net",
         "zero_copy::copy_mode_is_had_on_the_same_device_and_told_as_that",
@@ -34,6 +34,10 @@ const PROMISES: [(&str, &str); 5] = [
     (
         "queues that appear when XDP is attached (virtio-net)",
         "nic_queues::queues_that_attaching_makes_are_granted",
+    ),
+    (
+        "queue lock `lsm` (`bpf` is in Debian's `lsm=`)",
+        "lock_lsm::an_unbound_socket_kept_for_ever_never_wins_a_queue",
     ),
 ];
 
