@@ -109,7 +109,7 @@ fn retire(engine: &mut Engine, id: LeaseId, now: Instant) {
         Some(retirement) => retirement.outcome(),
         None if lease.sockets.is_empty() || lease.queue_lock() == QueueLock::None => Ok(Retired::All),
         None => match engine.locks.retire(
-            lease.confinement.as_ref(),
+            lease.queue_lock(),
             lease.sockets.iter().filter_map(|leased| leased.socket.as_ref()),
         ) {
             Ok(Some(retirement)) => {

@@ -182,20 +182,21 @@ impl QueueLocks {
         }
     }
 
-    /// Begins to retire the sockets of a lease that ended before they were bound, and what confines them. `None`: there is
-    /// nothing that would keep them from being bound.
+    /// Begins to retire the sockets of a lease that ended before they were bound, and that left under this lock. `None`:
+    /// there is nothing that would keep them from being bound.
     ///
     /// # Errors
     ///
     /// What the kernel says; to be tried again.
     pub fn retire<'s>(
         &self,
-        confinement: Option<&Confinement>,
+        lock: QueueLock,
         sockets: impl Iterator<Item = &'s Xsk>,
     ) -> Result<Option<Retirement>, Failure> {
-        let lsm = match confinement {
-            Some(Confinement::Lsm(_)) => self.lsm.as_ref().ok().cloned(),
-            _ => None,
+        // The one of an earlier broker, too: its maps were taken over.
+        let lsm = match lock {
+            QueueLock::Lsm => self.lsm.as_ref().ok().cloned(),
+            QueueLock::Placeholders | QueueLock::None => None,
         };
         match &self.scratch {
             Ok(scratch) => Retirement::begin(sockets, scratch.clone(), lsm).map(Some),
