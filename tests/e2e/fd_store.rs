@@ -189,11 +189,11 @@ fn what_is_no_socket_of_the_lease_is_not_taken_for_one() {
         .pass("xsk-77-1", std::fs::File::open("/dev/null").unwrap().into());
     scene.broker.restart().unwrap();
     scene.wait_kept(&[]);
-    let log = scene.broker.process().stderr().join("\n");
-    assert!(
-        log.contains(&format!("{name} is not the socket of that lease")),
-        "{log}"
-    );
+    let refused = format!("{name} is not the socket of that lease");
+    let process = scene.broker.process();
+    process
+        .wait_stderr(PATIENCE, |line| line.contains(&refused).then_some(()))
+        .unwrap();
     // The lease goes on as it does without a store.
     assert_eq!(scene.find(lease).state, LeaseState::Active);
     scene.traffic.send_all(3, 0..50);
