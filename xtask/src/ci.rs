@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::{build_ebpf, repository, shell, test, tidy};
+use crate::{api, build_ebpf, repository, shell, test, tidy};
 
 /// Run every check that a change must pass: format, clippy, tidy, documentation, licences, the eBPF object,
 /// the example policy, and all tests.
@@ -22,11 +22,12 @@ pub(crate) struct Arguments {
 
 type Step = (&'static str, fn() -> Result<Outcome>);
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("format", format),
     ("tidy", || done(tidy::run(&tidy::Arguments {}))),
     ("clippy", clippy),
     ("doc", documentation),
+    ("api", public_api),
     ("build-ebpf --check", ebpf_object),
     ("policy example", policy_example),
     ("deny", deny),
@@ -119,6 +120,16 @@ fn documentation() -> Result<Outcome> {
         .args(["doc", "--locked", "--workspace", "--no-deps"])
         .env("RUSTDOCFLAGS", "--deny warnings");
     done(shell::run(&mut cargo))
+}
+
+/// The client library's public API is as its snapshot has it.
+fn public_api() -> Result<Outcome> {
+    Ok(match api::compare()? {
+        api::Compared::Same => Outcome::Passed,
+        api::Compared::OtherToolchain(format) => {
+            Outcome::Partly(format!("not compared: this rustdoc's JSON is of format {format}"))
+        }
+    })
 }
 
 /// Byte for byte where the recorded tool chain is installed; `.ci/run` installs it wherever apt has it.

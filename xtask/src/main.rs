@@ -3,6 +3,7 @@
 //! This file only dispatches. Each command is a file of its own: its arguments, its help, and a `run`. To add
 //! one, write the file, name it here as a module and as a variant of [`Command`].
 
+mod api;
 mod artifacts;
 mod bench;
 mod build_ebpf;
@@ -41,6 +42,7 @@ enum Command {
     Vm(vm::Arguments),
     Tidy(tidy::Arguments),
     Ci(ci::Arguments),
+    Api(api::Arguments),
     BuildEbpf(build_ebpf::Arguments),
     InstallCapi(install_capi::Arguments),
 }
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Vm(arguments) => vm::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
+        Command::Api(arguments) => api::run(&arguments),
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
         Command::InstallCapi(arguments) => install_capi::run(&arguments),
     };
