@@ -256,6 +256,32 @@ fn a_kill_at_any_step_loses_nothing() {
 }
 
 #[test]
+fn a_panic_loses_nothing() {
+    let world = World::builder().peers(2).build().unwrap();
+    let mut scene = Scene::new(&world);
+    let traffic = Traffic::new(&world);
+    let mut holders = four_holders(&world, &scene.uids);
+    let (packets, ()) = under_a_stream(&traffic, &mut holders, || {
+        for place in ["acquire: sockets made", "acquire: granted"] {
+            scene.broker.kill().unwrap();
+            scene
+                .broker
+                .relaunch_with(VARIABLE, &format!("panic at {place}"))
+                .unwrap();
+            scene.broker.wait_until_it_answers().unwrap();
+            let refused = scene.client(0).acquire("eth0:5").unwrap_err();
+            println!("{place}: {refused:?}");
+            let ended = scene.broker.wait().unwrap();
+            assert_eq!(ended.code(), Some(1), "{place}: {ended}");
+            std::thread::sleep(Duration::from_millis(50));
+            scene.broker.restart().unwrap();
+        }
+    });
+    println!("{packets} packets through two panics of the broker, none lost");
+    scene.settle(&holders, "eth0:5");
+}
+
+#[test]
 fn a_kill_at_twenty_moments_of_chance_loses_nothing() {
     const KILLS: u64 = 20;
     let world = World::builder().peers(2).build().unwrap();
