@@ -57,7 +57,8 @@ impl FreeList {
     pub(super) fn push(&mut self, chunk: u64) {
         match self.spare().first_mut() {
             Some(place) => *place = chunk,
-            None => return debug_assert!(false, "more chunks than there are"),
+            // More than the umem has, which only a hostile ring can have invented.
+            None => return,
         }
         self.count += 1;
     }
