@@ -196,7 +196,7 @@ impl Heritage {
                         }
                         let of_record = record.terms.queues().iter();
                         queues.extend(of_record.map(|queue| ((index, queue), record.lease)));
-                        fate(&record, device, by)
+                        fate(&record, device, by)?
                     }
                 }
             };
@@ -214,8 +214,13 @@ fn is_wanted(policy: &Policy, device: &Device, program: &PinnedProgram) -> bool 
 }
 
 /// What becomes of a lease whose device has its program.
-fn fate(record: &Record, device: &Device, (policy, stored): (&Policy, &fd_store::Passed)) -> Fate {
-    let holder = record.holder.find();
+fn fate(
+    record: &Record,
+    device: &Device,
+    (policy, stored): (&Policy, &fd_store::Passed),
+) -> Result<Fate, Failure> {
+    // Of whom it is not known whether he lives, nothing is decided: the next start asks again.
+    let holder = record.holder.find()?;
     let goes_on = match record.stage {
         Stage::Active => true,
         // Its slots are filled, and its sockets are confined by nothing that went with the broker: it is where it was.
@@ -229,10 +234,10 @@ fn fate(record: &Record, device: &Device, (policy, stored): (&Policy, &fd_store:
         }
         Stage::Ended => {
             let reason = record.ended.unwrap_or(EndReason::Restarted);
-            return Fate::Lingers { holder, reason };
+            return Ok(Fate::Lingers { holder, reason });
         }
     };
-    match holder {
+    Ok(match holder {
         None => Fate::Ends {
             holder: None,
             reason: EndReason::HolderExited,
@@ -252,7 +257,7 @@ fn fate(record: &Record, device: &Device, (policy, stored): (&Policy, &fd_store:
             let not_allowed = given.err().map(|refusal| refusal.reason_for_operator());
             Fate::GoesOn { holder, not_allowed }
         }
-    }
+    })
 }
 
 /// A device of this network namespace, by its index.

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use xsk_client::wire::{BrokerError, Transfer};
@@ -179,19 +180,21 @@ impl Process {
             source: source.into(),
         })?;
         let pid = u32::try_from(pid.as_raw_nonzero().get()).map_err(|_| IdentityError::Gone)?;
-        let start_ticks = start_ticks(pid)?;
-        let process = Self {
+        let start_ticks = start_ticks(pid);
+        // The start time was read by pid: it is this process's only if the process still is.
+        if ready(pidfd.as_fd(), PollFlags::IN) {
+            return Err(IdentityError::Gone);
+        }
+        let start_ticks = start_ticks.map_err(|source| IdentityError::Ask {
+            option: "/proc/PID/stat",
+            source,
+        })?;
+        Ok(Self {
             pid,
             pidfd: Some(pidfd),
             inode: stat.st_ino,
             start_ticks,
-        };
-        // The start time was read by pid: it is this process's only if the process still is.
-        if process.has_exited() {
-            Err(IdentityError::Gone)
-        } else {
-            Ok(process)
-        }
+        })
     }
 
     /// Where there is no SO_PEERPIDFD (before Linux 6.5): open the pid, then make sure that it is still the one
@@ -210,19 +213,38 @@ impl Process {
     }
 
     /// The process of that id that started then (field 22 of proc_pid_stat(5)); `None` where it is no more.
-    pub fn find(pid: u32, start_ticks: u64) -> Option<Self> {
-        let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        Self::new(pid, pidfd)
-            .ok()
-            .filter(|process| process.start_ticks == start_ticks)
+    ///
+    /// # Errors
+    ///
+    /// Where that cannot be told: it may be there.
+    pub fn find(pid: u32, start_ticks: u64) -> io::Result<Option<Self>> {
+        let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+            return Ok(None);
+        };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            // Nobody's, or a thread's of another process (EINVAL, from Linux 6.15 ENOENT).
+            Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        match Self::new(pid, pidfd) {
+            Ok(process) => Ok((process.start_ticks == start_ticks).then_some(process)),
+            Err(IdentityError::Gone) => Ok(None),
+            Err(IdentityError::Ask { source, .. }) => Err(source),
+        }
     }
 
     /// The process that was written down so; `None` where it is no more. The inode of its pidfd decides where it is its own.
-    pub fn find_same(pid: u32, inode: u64, start_ticks: u64) -> Option<Self> {
-        let found = Self::find(pid, start_ticks)?;
-        let told_apart = found.pidfd.as_ref().map(ToldApart::by);
-        (told_apart != Some(ToldApart::ByInode) || found.inode == inode).then_some(found)
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::find`].
+    pub fn find_same(pid: u32, inode: u64, start_ticks: u64) -> io::Result<Option<Self>> {
+        let is_same = |found: &Self| {
+            let told_apart = found.pidfd.as_ref().map(ToldApart::by);
+            told_apart != Some(ToldApart::ByInode) || found.inode == inode
+        };
+        Ok(Self::find(pid, start_ticks)?.filter(is_same))
     }
 
     /// A process that was written down so and is no more.
@@ -326,7 +348,9 @@ fn hung_up(socket: BorrowedFd<'_>) -> bool {
 /// The first three numbers of the line Uid of /proc/PID/status (proc_pid_status(5)): real, effective, saved. The owner of
 /// /proc/PID itself is root for a process that has changed its uid.
 fn uids(pid: u32) -> Result<[u32; 3], IdentityError> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| IdentityError::Gone)?;
+    let status = std::fs::read(format!("/proc/{pid}/status")).map_err(|_| IdentityError::Gone)?;
+    // What a process is called is its own choice, and need not be UTF-8.
+    let status = String::from_utf8_lossy(&status);
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     let mut uids = line.unwrap_or_default().split_whitespace().map(str::parse);
     let mut next = || uids.next()?.ok();
@@ -358,13 +382,14 @@ impl ToldApart {
 }
 
 /// Field 22 of /proc/PID/stat (proc_pid_stat(5)): when the process started, in clock ticks since boot.
-fn start_ticks(pid: u32) -> Result<u64, IdentityError> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| IdentityError::Gone)?;
-    // The second field is the command's name in parentheses, and may hold anything, parentheses too.
+fn start_ticks(pid: u32) -> io::Result<u64> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+    // The second field is the command's name in parentheses, and may hold any bytes, parentheses too.
+    let stat = String::from_utf8_lossy(&stat);
     let fields = stat.rsplit_once(") ").map(|(_, fields)| fields);
     fields
         .and_then(|fields| fields.split(' ').nth(19)?.parse().ok())
-        .ok_or(IdentityError::Gone)
+        .ok_or_else(|| io::Error::other("no time of its start"))
 }
 
 /// Now, in the same unit.

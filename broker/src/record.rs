@@ -295,8 +295,13 @@ impl RecordedHolder {
     }
 
     /// The process, if it still runs.
-    pub fn find(&self) -> Option<Process> {
-        Process::find_same(self.pid, self.pidfd_inode, self.start_ticks)
+    ///
+    /// # Errors
+    ///
+    /// Where that cannot be told.
+    pub fn find(&self) -> Result<Option<Process>, Failure> {
+        let found = Process::find_same(self.pid, self.pidfd_inode, self.start_ticks);
+        found.map_err(|source| Failure::kernel("look for", format!("process {}", self.pid), source))
     }
 
     /// The process, as one that is no more.

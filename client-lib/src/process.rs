@@ -51,13 +51,12 @@ impl ProcessId {
             )
         };
         let pid = pid_of(pidfd)?.ok_or_else(gone)?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| gone())?;
-        // The second field is the command's name in parentheses, and may hold anything, parentheses too; the start time
-        // is field 22 (proc_pid_stat(5)).
-        let start_ticks = stat
-            .rsplit_once(") ")
-            .and_then(|(_, fields)| fields.split(' ').nth(19)?.parse().ok())
-            .ok_or_else(gone)?;
+        let start_ticks = match start_ticks(pid) {
+            Ok(ticks) => ticks,
+            Err(_) if has_exited(pidfd)? => return Err(gone()),
+            // Of any kind but the one that says that it is gone.
+            Err(error) => return Err(io::Error::other(format!("/proc/{pid}/stat: {error}"))),
+        };
         let process = Self {
             pid,
             pidfd_inode: rustix::fs::fstat(pidfd)?.st_ino,
@@ -120,6 +119,16 @@ fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     let pid =
         pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the file descriptor is no pidfd"))?;
     Ok(pid.trim().parse().ok().filter(|pid| *pid > 0))
+}
+
+/// Field 22 of /proc/PID/stat (proc_pid_stat(5)).
+fn start_ticks(pid: u32) -> io::Result<u64> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+    // The second field is the command's name in parentheses, and may hold any bytes, parentheses too.
+    let stat = String::from_utf8_lossy(&stat);
+    stat.rsplit_once(") ")
+        .and_then(|(_, fields)| fields.split(' ').nth(19)?.parse().ok())
+        .ok_or_else(|| io::Error::other("no time of its start"))
 }
 
 fn has_exited(pidfd: BorrowedFd<'_>) -> io::Result<bool> {

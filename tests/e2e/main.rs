@@ -27,6 +27,7 @@ mod fixture_world;
 mod grant_inherit;
 mod grant_path;
 mod holder_memlock;
+mod holder_name;
 mod holder_privileges;
 mod hostile;
 mod kernel_bind;

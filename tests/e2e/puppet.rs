@@ -21,6 +21,8 @@ use xsk_client::wire::{Direction, SocketKind};
 pub(crate) enum Order {
     /// Who it is, and what it was started with.
     Introduce,
+    /// Has these bytes for its name from now on.
+    CallItself { name: Vec<u8> },
     /// Makes a new connection to the broker in place of the one that it has.
     Reconnect,
     /// Closes its connection.

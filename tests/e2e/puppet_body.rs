@@ -59,6 +59,10 @@ impl Puppet {
                 environment: std::env::vars().collect(),
                 fds: self.fds.clone(),
             }),
+            Order::CallItself { name } => {
+                std::fs::write("/proc/self/comm", name).unwrap();
+                value(())
+            }
             Order::Reconnect => {
                 self.broker = None;
                 self.broker()?;

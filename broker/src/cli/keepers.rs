@@ -61,22 +61,24 @@ fn keeper(pid: u32, folder: &Path, sockets: &[String]) -> Option<Keeper> {
     let open = fs::read_dir(folder.join("fd")).is_ok_and(|mut fds| {
         fds.any(|fd| fd.is_ok_and(|fd| fs::read_link(fd.path()).is_ok_and(|target| is_one(&target))))
     });
-    let maps = fs::read_to_string(folder.join("maps")).unwrap_or_default();
+    // Names of processes and of mapped files are bytes of their own choice.
+    let maps = fs::read(folder.join("maps")).unwrap_or_default();
     let mapped = maps
-        .lines()
-        .any(|line| sockets.iter().any(|socket| line.ends_with(socket)));
+        .split(|byte| *byte == b'\n')
+        .any(|line| sockets.iter().any(|socket| line.ends_with(socket.as_bytes())));
     if !open && !mapped {
         return None;
     }
-    let status = fs::read_to_string(folder.join("status")).ok()?;
+    let lossy = |name: &str| {
+        let bytes = fs::read(folder.join(name)).ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let status = lossy("status")?;
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     Some(Keeper {
         pid,
         uid: uids.split_whitespace().next()?.parse().ok()?,
-        command: fs::read_to_string(folder.join("comm"))
-            .ok()?
-            .trim_end()
-            .to_owned(),
+        command: lossy("comm")?.trim_end().to_owned(),
         open,
         mapped,
     })

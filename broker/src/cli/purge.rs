@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use super::exit::Exit;
 use super::piece::{self, Action, Kind, Piece};
 use super::serve;
+use crate::error::chain;
 use crate::kernel::netlink;
 use crate::kernel::pinned::{self, Found};
 use crate::kernel::pins::PinDirectory;
@@ -146,12 +147,16 @@ fn files(directory: &RunDirectory, args: &PurgeArgs, pieces: &mut Vec<Piece>) ->
                     );
                     Piece::new(Action::Leave, Kind::File, name.as_str(), why)
                 }
-                _ => Piece::new(
+                Ok(None) => Piece::new(
                     Action::Remove,
                     Kind::File,
                     name.as_str(),
                     "the process that it names is gone",
                 ),
+                Err(error) => {
+                    let why = format!("whether the process that it names is gone is not known: {error}");
+                    Piece::new(Action::Leave, Kind::File, name.as_str(), why)
+                }
             }
         } else if is_socket(&args.run_dir.join(&name)) {
             Piece::new(
@@ -183,12 +188,13 @@ fn record(directory: &RunDirectory, name: &str) -> String {
     };
     let queues = record.terms.queues();
     let holder = match record.holder.find() {
-        Some(holder) => format!(
+        Ok(Some(holder)) => format!(
             "its holder, pid {} of uid {}, can transmit until it closes its sockets",
             holder.pid(),
             record.holder.uid
         ),
-        None => "its holder is gone".to_owned(),
+        Ok(None) => "its holder is gone".to_owned(),
+        Err(failure) => format!("whether its holder is gone is not known: {}", chain(&failure)),
     };
     format!(
         "lease {} of {}:{queues}; {holder}",

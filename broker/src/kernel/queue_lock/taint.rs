@@ -41,8 +41,8 @@ impl Taints {
     ///
     /// # Errors
     ///
-    /// What the kernel says. A file that cannot be read or understood taints nothing and is told in the log: only a
-    /// broker writes there, whole.
+    /// What the kernel says, also where it does not say whether a process is gone. A file that cannot be understood taints
+    /// nothing and is told in the log: only a broker writes there, whole.
     pub fn read(run_dir: &Path) -> Result<Self, Failure> {
         let directory = Arc::new(RunDirectory::open(run_dir)?);
         let mut holders = HashMap::new();
@@ -61,10 +61,11 @@ impl Taints {
                     holders.insert(index, holder);
                 }
                 Ok(None) => directory.remove(&name),
-                Err(error) => {
+                Err(error) if is_nonsense(&error) => {
                     tracing::warn!(name, %error, "cannot make out what a broker that crashed has left");
                     directory.remove(&name);
                 }
+                Err(error) => return Err(Failure::kernel("read", run_dir.join(&name).display(), error)),
             }
         }
         Ok(Self { directory, holders })
@@ -141,7 +142,13 @@ pub fn holder_in(directory: &RunDirectory, name: &str) -> io::Result<Option<Proc
     if record.boot != boot_id().map_err(io::Error::other)? {
         return Ok(None);
     }
-    Ok(Process::find(record.pid, record.start_ticks))
+    Process::find(record.pid, record.start_ticks)
+}
+
+/// Whether it is the file itself that says nothing.
+fn is_nonsense(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+    matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof)
 }
 
 fn file_name(index: u32) -> String {
