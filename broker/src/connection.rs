@@ -7,6 +7,7 @@
 mod reply;
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use crate::engine::{Engine, EngineHandle, Turn};
 pub(crate) use crate::error::RequestError;
 use crate::error::{Error, Failure};
 use crate::grant::{self, HandOver};
-use crate::identity::{Peer, Process};
+use crate::identity::{Peer, Process, hung_up};
 use crate::lease::LeaseId;
 use crate::monitor::{self, Feed};
 use crate::quota::Resource;
@@ -117,6 +118,10 @@ impl Connection {
                     continue;
                 }
             };
+            // What it sent before it died is nobody's wish any more.
+            if self.peer.process().has_exited() || !call.oneway && hung_up(self.stream.as_fd()) {
+                return Ok(());
+            }
             // Until it is answered.
             let charge = match self.charge_request() {
                 Ok(charge) => charge,
@@ -127,8 +132,10 @@ impl Connection {
             };
             let answer = self.answer(&call).await;
             if call.oneway {
-                // A grant that nobody wants to hear of ends here.
-                drop(answer);
+                if let Err(error) = answer {
+                    // For the log: who calls so gets no word back (varlink.org/Method-Call).
+                    self.error_message(error, &call);
+                }
                 continue;
             }
             match answer.map_err(|error| self.error_message(error, &call)) {
@@ -229,6 +236,11 @@ impl Connection {
     async fn broker_method(&self, call: &Call<'_>, method: &str) -> Result<Answer, RequestError> {
         let (peer, scope, turn) = (Arc::clone(&self.peer), self.scope, self.turn());
         match method {
+            "Acquire" | "Bind" if call.oneway => {
+                let message =
+                    "file descriptors go with the reply, and a oneway call has none: call without oneway";
+                Err(invalid(call, message).into())
+            }
             "Acquire" => {
                 let acquire = parameters::<Acquire>(call)?;
                 if acquire
@@ -371,14 +383,19 @@ impl Connection {
     ) -> Result<T, Error> {
         let give_up = Instant::now() + LINGER_PATIENCE;
         loop {
-            match self.engine.call(self.turn(), job.clone()).await? {
+            let result = self.engine.call(self.turn(), job.clone()).await?;
+            match &result {
                 Err(Error::Refused(BrokerError::QueueBusy {
                     retry_after_ms: Some(wait_ms),
                     ..
-                })) if Instant::now() + Duration::from_millis(wait_ms) < give_up => {
-                    sleep(Duration::from_millis(wait_ms)).await;
+                })) if Instant::now() + Duration::from_millis(*wait_ms) < give_up => {
+                    sleep(Duration::from_millis(*wait_ms)).await;
                 }
-                result => return result,
+                _ => return result,
+            }
+            // Nobody waits for it any more.
+            if self.peer.process().has_exited() || hung_up(self.stream.as_fd()) {
+                return result;
             }
         }
     }

@@ -39,7 +39,7 @@ use crate::kernel::xsk::Xsk;
 use crate::lease::{Lease, LeaseId, LeasedSocket, Reservation};
 use crate::policy::{Insert, Request, Terms, Verdict};
 use crate::unread::Unread;
-use crate::zero_copy;
+use crate::{transfer, zero_copy};
 
 pub use activate::activate;
 pub use bound::bind;
@@ -122,6 +122,10 @@ pub fn acquire(
 ) -> Result<HandOver, Error> {
     if engine.stopping {
         return Err(Failure::EngineStopped.into());
+    }
+    // It may have died while others had their turns.
+    if peer.process().has_exited() {
+        return Err(transfer::gone(peer.process()).into());
     }
     // 1. Does a rule allow it, and on which terms?
     let label = call.label.clone();

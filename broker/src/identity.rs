@@ -333,7 +333,7 @@ fn ready(fd: BorrowedFd<'_>, flags: PollFlags) -> bool {
 
 /// Whether nobody has the other end any more, or whoever has it wants nothing to do with it. One that only sends no more
 /// is there and waits for its answers (`unix_poll`, net/unix/af_unix.c: EPOLLRDHUP, where both are EPOLLHUP).
-fn hung_up(socket: BorrowedFd<'_>) -> bool {
+pub(crate) fn hung_up(socket: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
     let at_once = Timespec {
         tv_sec: 0,

@@ -82,7 +82,8 @@ pub fn transfer(
     Ok((reply, ended))
 }
 
-fn gone(process: &Process) -> BrokerError {
+/// What is told where a process that is to hold a lease is no more.
+pub(crate) fn gone(process: &Process) -> BrokerError {
     let pid = process.pid();
     BrokerError::NoSuchProcess {
         pid,
