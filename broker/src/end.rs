@@ -246,14 +246,14 @@ fn free(engine: &mut Engine, id: LeaseId) {
     misfit::detach_unused(engine, index);
 }
 
-/// Ends a lease whose holder is no more, unless it has moved on to another one meanwhile.
-pub fn holder_exited(engine: &mut Engine, id: LeaseId, holder: &Process) {
+/// Ends a lease of this holder, unless it has moved on to another one meanwhile.
+pub fn of_holder(engine: &mut Engine, id: LeaseId, holder: &Process, reason: Reason) {
     if engine
         .leases
         .get_mut(id)
         .is_some_and(|lease| lease.holder().is(holder))
     {
-        end(engine, id, Reason::HolderExited);
+        end(engine, id, reason);
     }
 }
 

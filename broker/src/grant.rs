@@ -27,10 +27,10 @@ use xsk_client::wire::{
 use crate::audit::{Event, Line};
 use crate::device::Device;
 use crate::end::{self, Reason};
-use crate::engine::{Engine, EngineHandle};
+use crate::engine::{Engine, EngineHandle, Turn};
 use crate::error::{Error, Failure, chain};
 use crate::fail_point;
-use crate::identity::Peer;
+use crate::identity::{Peer, Process};
 use crate::kernel::queue_lock::Confinement;
 use crate::kernel::queue_probe::QueueUse;
 use crate::kernel::redirect::{AttachError, Redirect};
@@ -50,7 +50,7 @@ use refusals::{
 /// A lease, or its sockets, on the way to its holder: the reply and the fds that go with it.
 ///
 /// Unless [`HandOver::delivered`] is called the lease ends, whatever the reason: a client that hung up, a deadline, a
-/// full socket.
+/// full socket. It does not where its holder has given it away meanwhile.
 #[derive(Debug)]
 #[must_use = "a lease that is not delivered ends"]
 pub struct HandOver {
@@ -61,6 +61,8 @@ pub struct HandOver {
     /// What charges the client for them, until somebody else keeps it.
     pub unread: Option<Unread>,
     lease: LeaseId,
+    /// Whose lease it is; it may give it away before this is delivered.
+    holder: Arc<Process>,
     is_delivered: bool,
     /// Resolves when the lease has ended; nobody has it yet when the lease is new.
     ended: Option<oneshot::Receiver<()>>,
@@ -78,12 +80,18 @@ pub enum HandOverReply {
 }
 
 impl HandOver {
-    /// Whether the lease has ended before it could be delivered: by its deadline, or revoked.
-    pub fn has_ended(&mut self) -> bool {
-        matches!(
-            self.ended.as_mut().map(oneshot::Receiver::try_recv),
-            Some(Err(oneshot::error::TryRecvError::Closed))
-        )
+    /// Whether it is still to be delivered: the lease has not ended meanwhile, nor moved to another process.
+    ///
+    /// # Errors
+    ///
+    /// Where the engine has stopped.
+    pub async fn is_wanted(&self, turn: Turn) -> Result<bool, Failure> {
+        let (lease, holder) = (self.lease, Arc::clone(&self.holder));
+        let is_held = move |engine: &mut Engine| {
+            let lease = engine.leases.get_mut(lease);
+            lease.is_some_and(|lease| lease.is_live() && lease.holder().is(&holder))
+        };
+        self.engine.call(turn, is_held).await
     }
 
     /// The number of the lease.
@@ -101,9 +109,9 @@ impl HandOver {
 impl Drop for HandOver {
     fn drop(&mut self) {
         if !self.is_delivered {
-            let lease = self.lease;
+            let (lease, holder) = (self.lease, Arc::clone(&self.holder));
             self.engine
-                .post(move |engine| end::end(engine, lease, Reason::NotDelivered));
+                .post(move |engine| end::of_holder(engine, lease, &holder, Reason::NotDelivered));
         }
     }
 }
@@ -199,6 +207,7 @@ pub fn acquire(
         fds,
         unread: Some(unread),
         lease: id,
+        holder: Arc::clone(peer.process()),
         is_delivered: false,
         ended: Some(ended),
         engine: handle.clone(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::end;
+use crate::end::{self, Reason};
 use crate::engine::EngineHandle;
 use crate::error::Failure;
 use crate::identity::Process;
@@ -45,7 +45,7 @@ impl Watch {
             _ = ended => {}
             // A pidfd is readable once its process has exited, and an error here means that it cannot be watched.
             _ = self.pidfd.ready() => {
-                engine.post(move |engine| end::holder_exited(engine, lease, &self.process));
+                engine.post(move |engine| end::of_holder(engine, lease, &self.process, Reason::HolderExited));
             }
         }
     }

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use e2e::broker::BrokerProcess;
 use e2e::holder::Holder;
+use e2e::raw_client::{INTERFACE, RawClient};
 use e2e::skip::Skip;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
@@ -13,7 +14,9 @@ use xsk_client::ProcessId;
 use xsk_client::wire::{Change, EndReason, Lease, LeaseState};
 
 use crate::lease_monitor::{event, monitor};
-use crate::lease_scene::{PATIENCE, allow, allow_with, interface, leases, state_of, wait_event, wait_until};
+use crate::lease_scene::{
+    PATIENCE, allow, allow_with, interface, leases, operator, state_of, wait_event, wait_until,
+};
 use crate::puppet::Puppet;
 
 /// alice, who may give her leases to bob, and has one queue at a time; bob, who may have no queue himself; and carol.
@@ -287,4 +290,48 @@ fn pidfd_of(pid: u32) -> std::os::fd::OwnedFd {
 fn pidfds_are_unique() -> bool {
     let inode = |pid| rustix::fs::fstat(pidfd_of(pid)).unwrap().st_ino;
     inode(std::process::id()) != inode(1)
+}
+
+/// The reply to `Acquire` waits until its client has read an earlier one. Meanwhile the lease moves.
+#[test]
+fn a_reply_that_comes_too_late_neither_ends_nor_gives_what_has_moved() {
+    let scene = Scene::new();
+    let broker = scene.broker();
+    let connector = broker.connector(&scene.alice).unwrap();
+    let connect = || RawClient::connect(&connector, &broker.paths().socket()).unwrap();
+    let mut vmm = scene.puppet(&scene.bob);
+    // So that it has its connection.
+    vmm.acquire("eth0:3").unwrap_err();
+    let mut other = connect();
+    let acquire = json!({ "interface": "eth0", "queues": [3], "sockets": "prepared" });
+    let mut both = Vec::new();
+    for (method, parameters) in [("ListLeases", json!({})), ("Acquire", acquire)] {
+        let call = json!({ "method": format!("{INTERFACE}.{method}"), "parameters": parameters });
+        both.extend_from_slice(format!("{call}\0").as_bytes());
+    }
+    for reads in [true, false] {
+        let mut late = connect();
+        late.send(&both).unwrap();
+        wait_until("it is granted", || leases(&broker).len() == 1);
+        let lease = only(&broker).lease;
+        let to = ProcessId::of(pidfd_of(vmm.pid()).as_fd())
+            .unwrap()
+            .transfer_of(lease);
+        let moved = other
+            .call("Transfer", &serde_json::to_value(to).unwrap())
+            .unwrap();
+        assert_eq!(moved["parameters"]["holder"]["pid"], vmm.pid(), "{moved}");
+        if reads {
+            late.receive().unwrap().unwrap();
+            let refused = late.receive().unwrap().unwrap();
+            assert_eq!(refused["error"], format!("{INTERFACE}.NoSuchLease"), "{refused}");
+        }
+        drop(late);
+        wait_until("its connection is closed", || {
+            operator(&broker).get_status().unwrap().connections == 2
+        });
+        assert_eq!(only(&broker).holder.pid, vmm.pid());
+        vmm.release(lease);
+        wait_until("it has ended", || leases(&broker).is_empty());
+    }
 }

@@ -5,6 +5,8 @@
 //! then on the kernel refuses any change (`xsk_bind`, `xsk_setsockopt`, net/xdp/xsk.c: EBUSY). One umem serves all queues
 //! of the lease.
 
+use std::sync::Arc;
+
 use xsk_client::wire::{BindMode, BindReply, BoundSocket, BrokerError, ModeWish, SocketKind};
 
 use super::refusals::{no_device, taken};
@@ -102,6 +104,7 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
         fds,
         unread: Some(unread),
         lease: id,
+        holder: Arc::clone(peer.process()),
         is_delivered: false,
         ended: None,
         engine: handle.clone(),
