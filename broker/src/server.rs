@@ -35,6 +35,9 @@ use crate::reload;
 use crate::report::Scope;
 use crate::watch::Watch;
 
+/// How many may wait to be accepted; the kernel takes no more than net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
 /// A socket that clients connect to.
 #[derive(Debug)]
 pub struct Listener {
@@ -74,6 +77,8 @@ impl Listener {
         let socket = StdListener::bind(path);
         rustix::process::umask(before);
         let socket = socket.map_err(|source| failed("bind", source))?;
+        // What std has set is 128: fewer than connect at once on a busy host.
+        rustix::net::listen(&socket, BACKLOG).map_err(|errno| failed("listen", errno.into()))?;
         Self::prepared(socket, path.to_owned(), scope, Whose::Ours)
     }
 

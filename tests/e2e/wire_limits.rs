@@ -1,6 +1,8 @@
 //! One client's greed or sloth is no other's trouble, and whoever hangs up leaves nothing.
 
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,6 +10,7 @@ use e2e::leaks::Fds;
 use e2e::raw_client::{INTERFACE, PATIENCE, RawClient};
 use e2e::uids::Uid;
 use e2e::world::World;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -236,6 +239,33 @@ fn a_client_that_has_exited_is_not_served() {
     });
     drop(client);
     scene.finish();
+}
+
+/// More than std's backlog has room for come to either socket while the broker cannot look.
+#[test]
+fn four_hundred_can_wait() {
+    const CLIENTS: usize = 400;
+    let world = World::new().unwrap();
+    let scene = Scene::new(&world);
+    let pid = Pid::from_raw(i32::try_from(scene.broker.process().pid()).unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let waiting: Vec<_> = [scene.broker.socket(), scene.broker.control_socket()]
+        .iter()
+        .flat_map(|path| (0..CLIENTS).map(|_| connect_at_once(path)))
+        .collect();
+    let refused = waiting.iter().filter(|connected| connected.is_err()).count();
+    drop(waiting);
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(refused, 0);
+    scene.finish();
+}
+
+/// EAGAIN where there is no room.
+fn connect_at_once(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
 }
 
 #[test]
