@@ -32,6 +32,7 @@ fn main() -> anyhow::Result<()> {
     };
     let lease = bound.lease();
     let mut xsk = bound.activate(&mut broker)?;
+    options.agree(xsk.queue())?;
     println!("active lease {lease} {} mode {}", xsk.queue(), xsk.mode());
 
     let mut report = Report::new(&options);

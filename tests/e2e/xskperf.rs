@@ -13,7 +13,7 @@ use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use serde_json::Value;
 
-use crate::lease_scene::policy;
+use crate::lease_scene::{allow_kinds, interface, policy};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const QUEUE: u32 = 1;
@@ -208,4 +208,38 @@ fn a_signal_ends_it_with_the_sums() {
     process.signal(rustix::process::Signal::INT).unwrap();
     assert!(process.wait(PATIENCE).unwrap().success());
     event(&process, "sum");
+}
+
+#[test]
+fn what_is_inherited_is_taken_as_it_is() {
+    let world = World::new().unwrap();
+    let uid = Uid::take().unwrap();
+    let policy = interface("eth0", "") + &allow_kinds(uid.number(), "1-3", &["prepared", "bound"], "");
+    let broker = BrokerProcess::start(&world, &policy).unwrap();
+    let perf = world
+        .install("xskperf", &binaries::program("xskperf").unwrap())
+        .unwrap();
+    let perf = perf.to_str().unwrap();
+    // Another queue than the one that it is told of.
+    let other = ["grant", "eth0:2", "--", perf, "rxdrop", "eth0:3"];
+    let output = broker.cli_as(&uid.user(), &other).unwrap();
+    assert_eq!(output.code, Some(1), "{output:?}");
+    let words = "eth0:3 is not what was inherited, which is eth0:2";
+    assert!(output.stderr.contains(words), "{output:?}");
+    if let Some(skip) = e2e::kernel::lacks_for_bound() {
+        return skip.report().unwrap();
+    }
+    // A socket that the broker binds.
+    let sent = [
+        "txonly",
+        "--packets",
+        "100",
+        "--destination",
+        "02:00:00:00:00:02",
+        "--json",
+    ];
+    let bound = [&["grant", "eth0:2", "--kind", "bound", "--", perf], &sent[..]].concat();
+    let output = broker.cli_as(&uid.user(), &bound).unwrap();
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert!(output.stdout.contains("\"inherited\":true"), "{output:?}");
 }

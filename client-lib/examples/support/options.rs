@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use xsk_client::wire::{SocketKind, Target};
-use xsk_client::{BindOptions, Mode, Request, UmemOptions};
+use xsk_client::{BindOptions, Mode, Queue, Request, UmemOptions};
 
 pub(crate) struct Options {
     target: Option<Target>,
@@ -58,6 +58,18 @@ impl Options {
         match self.mode {
             Some(mode) => BindOptions::new().mode(mode),
             None => BindOptions::new(),
+        }
+    }
+
+    /// What was inherited is what was asked for.
+    pub(crate) fn agree(&self, inherited: &Queue) -> anyhow::Result<()> {
+        match &self.target {
+            Some(target)
+                if target.interface != inherited.interface || !target.queues.iter().eq([inherited.id]) =>
+            {
+                bail!("{target} is not what was inherited, which is {inherited}: leave it out")
+            }
+            _ => Ok(()),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use xsk_client::wire::{BindMode, QueueLock, RingSizes, XdpMode};
+use xsk_client::wire::{BindMode, QueueLock, RingSizes, SocketKind, XdpMode};
 use xsk_client::{BindOptions, Broker, Grant, Mode as BindingMode, Request, Umem, UmemOptions, Xsk};
 
 use crate::arguments::{Copying, Mode, Options};
@@ -55,21 +55,35 @@ pub(crate) fn open(options: &Options, mode: Mode) -> Result<Active> {
         }
     };
     let acquired = grant.acquired().clone();
+    let by_broker = acquired.kind == SocketKind::Bound;
     ensure!(
-        acquired.sockets.len() == 1,
+        by_broker || acquired.sockets.len() == 1,
         "{} queues were granted, and xskperf runs one: name one, as {}:{}",
         acquired.sockets.len(),
         acquired.interface,
         acquired.sockets.first().map_or(0, |socket| socket.queue)
     );
-    let umem = Umem::new(&UmemOptions::new().chunks(options.chunks))?;
     let binding = BindOptions::new().mode(match options.mode {
         Copying::Copy => BindingMode::Copy,
         Copying::ZeroCopy => BindingMode::ZeroCopy,
         Copying::Auto => BindingMode::ZeroCopyElseCopy,
     });
-    let bound = grant.bind_one(umem, &binding)?;
+    let bound = match by_broker {
+        // Over memory that it has asked for already, in the mode that it was asked for.
+        true => grant.bind_by_broker(&mut broker)?.one()?,
+        false => {
+            let umem = Umem::new(&UmemOptions::new().chunks(options.chunks))?;
+            grant.bind_one(umem, &binding)?
+        }
+    };
     let xsk = bound.activate(&mut broker)?;
+    if let (Some(target), true) = (&options.target, is_inherited) {
+        ensure!(
+            target.interface == acquired.interface && target.queues.iter().eq([xsk.queue().id]),
+            "{target} is not what was inherited, which is {}: leave it out, or start xskperf without `grant`",
+            xsk.queue()
+        );
+    }
     let described = Described {
         queue: xsk.queue().to_string(),
         lease: acquired.lease,
