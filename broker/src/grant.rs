@@ -154,7 +154,9 @@ pub fn acquire(
     };
 
     // 3. Are the queues free, and is the requester within its limits? From here on they are its own.
-    let reservation = engine.leases.reserve(terms, device, peer)?;
+    let mut reservation = engine.leases.reserve(terms, device, peer)?;
+    let is_named = |gid| engine.policy.names_group(gid);
+    reservation.requester_mut().keep_groups(is_named);
     let fds = sockets_at_once(reservation.terms()).max(1);
     let unread = Unread::charge(engine.leases.accounts(), peer.subject().uid, fds)?;
 

@@ -99,6 +99,20 @@ pub struct Requester {
     pub pid: u32,
 }
 
+impl Requester {
+    /// So many supplementary groups of it stay, of up to 65536 (NGROUPS_MAX): they are written down with each lease.
+    pub const MOST_GROUPS: usize = 1024;
+
+    /// Leaves out groups beyond the most that stay; first those that say nothing to the policy in force.
+    pub fn keep_groups(&mut self, is_named: impl Fn(u32) -> bool) {
+        let groups = &mut self.subject.groups;
+        if groups.len() > Self::MOST_GROUPS {
+            groups.sort_by_cached_key(|gid| !is_named(*gid));
+            groups.truncate(Self::MOST_GROUPS);
+        }
+    }
+}
+
 impl From<&Peer> for Requester {
     fn from(peer: &Peer) -> Self {
         Self {

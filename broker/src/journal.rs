@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use crate::error::Failure;
 use crate::lease::LeaseId;
-use crate::record::{BEGINNING, Record};
+use crate::record::{BEGINNING, MOST_BYTES, Record};
 use crate::run_dir::{RunDirectory, boot_id};
 
 /// The records of this broker's leases.
@@ -69,7 +71,12 @@ impl Entry {
     ///
     /// What the kernel says; what was written before stands.
     pub fn write(&self, record: &Record) -> Result<(), Failure> {
-        self.directory.write(&self.name, &record.encode()?)
+        let text = record.encode()?;
+        // What would not be read is not written.
+        if u64::try_from(text.len()).unwrap_or(u64::MAX) > MOST_BYTES {
+            return Err(Failure::kernel("write", &self.name, Errno::FBIG));
+        }
+        self.directory.write(&self.name, &text)
     }
 }
 

@@ -18,8 +18,8 @@ const VERSION: u32 = 1;
 /// What names begin and end with; the lease's number is between.
 pub const BEGINNING: &str = "lease-";
 const END: &str = ".json";
-/// Many times what the largest lease needs.
-const MOST_BYTES: u64 = 64 * 1024;
+/// More than the largest lease needs, with all groups that stay of its requester.
+pub const MOST_BYTES: u64 = 64 * 1024;
 
 /// A lease, as it is written down.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -356,6 +356,33 @@ mod tests {
   "label": null
 }
 "#;
+
+    #[test]
+    fn the_largest_is_read() {
+        let mut record = Record::decode("lease-7.json", GOOD.as_bytes()).unwrap();
+        let mut requester = crate::identity::Requester {
+            subject: crate::identity::Subject {
+                uid: 1,
+                gid: 1,
+                groups: (u32::MAX - 65536..u32::MAX).collect(),
+            },
+            pid: 1,
+        };
+        requester.keep_groups(|gid| gid == u32::MAX - 1);
+        // What the policy names is not left out, though it came last.
+        assert_eq!(requester.subject.groups[0], u32::MAX - 1);
+        record.requester.groups = requester.subject.groups;
+        record.label = Some("\u{1}".repeat(256));
+        let socket = RecordedSocket {
+            queue: u32::MAX,
+            mode: Some(BindMode::ZeroCopy),
+            inode: Some(u64::MAX),
+            redirected_before: Some(u64::MAX),
+        };
+        record.sockets = vec![socket; xsk_client::wire::MAX_QUEUES];
+        let bytes = u64::try_from(record.encode().unwrap().len()).unwrap();
+        assert!(bytes < MOST_BYTES - 4096, "{bytes}");
+    }
 
     fn refusal(text: &str) -> String {
         Record::decode("lease-7.json", text.as_bytes())

@@ -47,6 +47,11 @@ impl Reservation {
         &self.requester
     }
 
+    /// The same, to leave out of it what need not stay.
+    pub fn requester_mut(&mut self) -> &mut Requester {
+        &mut self.requester
+    }
+
     /// The process that holds what is made of it, from its beginning: the requester's.
     pub fn holder(&self) -> &Arc<Process> {
         &self.holder

@@ -109,6 +109,11 @@ pub struct Loaded {
 }
 
 impl Policy {
+    /// Whether a rule is for that group.
+    pub fn names_group(&self, gid: u32) -> bool {
+        self.rules.iter().any(|rule| rule.who.names_group(gid))
+    }
+
     /// Reads `main`, and the `*.toml` of the directory beside it that is named alike (`policy.d` beside
     /// `policy.toml`) in the order of their names.
     ///

@@ -115,6 +115,14 @@ impl Who {
         }
     }
 
+    /// Whether it is for a group of that number.
+    pub(crate) fn names_group(&self, gid: u32) -> bool {
+        match self {
+            Self::Everybody => false,
+            Self::Listed { groups, .. } => groups.iter().any(|group| group.id == Some(gid)),
+        }
+    }
+
     /// What this user is called here, if a rule says so by name.
     pub(crate) fn name_of(&self, uid: u32) -> Option<&str> {
         let Self::Listed { users, .. } = self else {
