@@ -133,8 +133,9 @@ impl Connection {
             let answer = self.answer(&call).await;
             if call.oneway {
                 if let Err(error) = answer {
-                    // For the log: who calls so gets no word back (varlink.org/Method-Call).
-                    self.error_message(error, &call);
+                    // Who calls so gets no word back (varlink.org/Method-Call).
+                    let reply = self.error_message(error, &call);
+                    tracing::debug!(reply = %String::from_utf8_lossy(&reply), "a call without a reply failed");
                 }
                 continue;
             }

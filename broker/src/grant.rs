@@ -176,7 +176,7 @@ pub fn acquire(
     // 5. The lease begins, and is written down before there is anything of it, for a broker after this one.
     let reply = reply(&reservation, &redirect, lock);
     let (watch, ended) = oneshot::channel();
-    let entry = engine.journal.entry(reservation.id());
+    let entry = engine.journal.begin(reservation.id())?;
     let mut lease = Lease::new(reservation, redirect, lock, watch, entry);
     lease.label = label;
     if let Some(now) = engine.links.get(lease.device().index) {

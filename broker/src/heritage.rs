@@ -18,6 +18,7 @@ use crate::kernel::pinned::{self, Found, PinnedProgram};
 use crate::kernel::pins::PinDirectory;
 use crate::lease::LeaseId;
 use crate::misfit;
+use crate::numbers;
 use crate::policy::Policy;
 use crate::record::{BEGINNING, BadRecord, Record, Stage};
 use crate::run_dir::{RunDirectory, boot_id};
@@ -147,6 +148,7 @@ impl Heritage {
             Err(failure) => return Err(failure),
         };
         let boot = boot_id()?;
+        self.last_lease = numbers::used(&directory, &boot);
         let mut queues: BTreeMap<(u32, u32), u64> = BTreeMap::new();
         let mut records = Vec::new();
         for file in directory.names(BEGINNING)? {

@@ -1,5 +1,6 @@
 //! Where leases are written down, by the engine, as they come along.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use rustix::io::Errno;
 
 use crate::error::Failure;
 use crate::lease::LeaseId;
+use crate::numbers::Numbers;
 use crate::record::{BEGINNING, MOST_BYTES, Record};
 use crate::run_dir::{RunDirectory, boot_id};
 
@@ -15,25 +17,39 @@ use crate::run_dir::{RunDirectory, boot_id};
 pub struct Journal {
     directory: Arc<RunDirectory>,
     boot: Arc<str>,
+    numbers: Numbers,
 }
 
 impl Journal {
-    /// In the run directory. What a killed broker had begun to write and not finished is removed; it said nothing yet.
+    /// In the run directory, whose lock file is that. What a killed broker had begun to write and not finished is removed; it
+    /// said nothing yet.
     ///
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn open(run_dir: &Path) -> Result<Self, Failure> {
+    pub fn open(run_dir: &Path, lock_file: File) -> Result<Self, Failure> {
         let directory = RunDirectory::open(run_dir)?;
         for name in directory.names(BEGINNING)? {
             if RunDirectory::is_unfinished(&name) {
                 directory.remove(&name);
             }
         }
+        let boot: Arc<str> = boot_id()?.into();
         Ok(Self {
             directory: Arc::new(directory),
-            boot: boot_id()?.into(),
+            numbers: Numbers::new(lock_file, Arc::clone(&boot)),
+            boot,
         })
+    }
+
+    /// The place for a lease that begins, whose number is thereby used up.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn begin(&mut self, lease: LeaseId) -> Result<Entry, Failure> {
+        self.numbers.use_up(lease)?;
+        Ok(self.entry(lease))
     }
 
     /// The place for one lease; nothing is written yet, or what another broker wrote is still there.

@@ -27,6 +27,7 @@ pub mod links;
 pub mod misfit;
 pub mod monitor;
 pub mod notify;
+pub mod numbers;
 mod outgoing;
 pub mod policy;
 pub mod privileges;

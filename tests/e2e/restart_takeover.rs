@@ -146,6 +146,32 @@ fn a_stop_keeps_traffic_running_and_the_next_start_takes_over() {
 }
 
 #[test]
+fn no_number_is_given_twice() {
+    let world = World::new().unwrap();
+    let uid = Uid::take().unwrap();
+    let mut broker = BrokerProcess::start(&world, &policy_for([&uid])).unwrap();
+    let mut last = 0;
+    for in_order in [true, false, true] {
+        let mut holder = Puppet::start(&world, Side::Host, &uid.user());
+        for _ in 0..3 {
+            let lease = holder.acquire("eth0:3").unwrap();
+            assert!(lease > last, "{lease} after {last}");
+            last = lease;
+            holder.release(lease);
+            holder.close(lease);
+        }
+        // Nothing is left by which the next one could know.
+        wait_until("its leases have ended", || leases(&broker).is_empty());
+        match in_order {
+            true => assert!(broker.stop().unwrap().success()),
+            false => drop(broker.kill().unwrap()),
+        }
+        broker.restart().unwrap();
+    }
+    assert!(broker.stop().unwrap().success());
+}
+
+#[test]
 fn what_was_not_activated_ends_and_can_be_had_anew() {
     let world = World::new().unwrap();
     let uids = [(); 3].map(|()| Uid::take().unwrap());

@@ -14,6 +14,7 @@ use crate::kernel::netlink;
 use crate::kernel::pinned::{self, Found};
 use crate::kernel::pins::PinDirectory;
 use crate::kernel::queue_lock::{self, UNBOUND, holder_in};
+use crate::numbers::LOCK_FILE;
 use crate::record::{BEGINNING, Record};
 use crate::run_dir::RunDirectory;
 
@@ -65,6 +66,9 @@ pub fn run(args: &PurgeArgs) -> anyhow::Result<Exit> {
         (Some(_), false) => Some(serve::lock(&args.run_dir)?),
         _ => None,
     };
+    if let (Some(pins), false) = (&pins, args.dry_run) {
+        pins.lock()?;
+    }
     let mut pieces = Vec::new();
     if let Some(pins) = &pins {
         programs(pins, args, &mut pieces)?;
@@ -121,7 +125,7 @@ fn programs(pins: &PinDirectory, args: &PurgeArgs, pieces: &mut Vec<Piece>) -> a
 
 fn files(directory: &RunDirectory, args: &PurgeArgs, pieces: &mut Vec<Piece>) -> anyhow::Result<()> {
     for name in directory.names("")? {
-        let piece = if name == "." || name == ".." || name == "lock" {
+        let piece = if name == "." || name == ".." || name == LOCK_FILE {
             // The lock file cannot go without a race for the next lock.
             continue;
         } else if RunDirectory::is_unfinished(&name) {

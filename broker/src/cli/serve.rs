@@ -23,6 +23,7 @@ use crate::journal::Journal;
 use crate::kernel::link_events::LinkEvents;
 use crate::kernel::pins::PinDirectory;
 use crate::kernel::queue_lock::{self, Lsm, Scratch, Taints};
+use crate::numbers::LOCK_FILE;
 use crate::policy::{Loaded, Origin, Policy, Strictness};
 use crate::privileges::{self, Account};
 use crate::reload::PolicySource;
@@ -176,7 +177,8 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     let pins = PinDirectory::create(&args.bpf_dir, account)?;
     let owners = [0, account.uid];
     let heritage = Heritage::find(&args.run_dir, Some(&pins), &loaded.policy, &owners, &stored)?;
-    let journal = Journal::open(&args.run_dir)?;
+    let lock_file = lock.try_clone().context("cannot dup the lock file")?;
+    let journal = Journal::open(&args.run_dir, lock_file)?;
     let locks = queue_lock_parts(&loaded.policy, &args.run_dir, &pins)?;
 
     // 5. The sockets, with their final modes, and the kernel's news of devices.
@@ -345,7 +347,7 @@ fn make_run_dir(path: &Path, account: Account) -> anyhow::Result<()> {
 
 /// Keeps every other broker, and `purge`, from a run directory until the file is closed.
 pub(super) fn lock(run_dir: &Path) -> anyhow::Result<fs::File> {
-    let path = run_dir.join("lock");
+    let path = run_dir.join(LOCK_FILE);
     let flags = rustix::fs::OFlags::NOFOLLOW.bits();
     let file = fs::OpenOptions::new()
         .write(true)

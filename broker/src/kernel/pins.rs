@@ -140,17 +140,26 @@ impl PinDirectory {
                 owner,
             });
         }
-        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(PinDirectoryError::InUse(path.to_owned())),
-            Err(errno) => return Err(failed("flock", errno.into()).into()),
-        }
         let this = Self {
             directory,
             path: path.to_owned(),
         };
+        this.lock()?;
         this.hand_to(account)?;
         Ok(this)
+    }
+
+    /// Keeps every other broker, and `purge`, from it for as long as an fd of it is open.
+    ///
+    /// # Errors
+    ///
+    /// [`PinDirectoryError::InUse`].
+    pub fn lock(&self) -> Result<(), PinDirectoryError> {
+        match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(PinDirectoryError::InUse(self.path.clone())),
+            Err(errno) => Err(Failure::kernel("flock", self.path.display(), errno).into()),
+        }
     }
 
     fn hand_to(&self, account: Account) -> Result<(), Failure> {

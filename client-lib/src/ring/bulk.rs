@@ -330,7 +330,8 @@ mod tests {
             #[repr(align(16))]
             struct Ring([u64; 40]);
             let mut ring = Ring(entries.clone().try_into().unwrap());
-            let run = Run { start: NonNull::from(&mut ring.0[skip]), count: cast::count(count) };
+            let start = NonNull::new(ring.0[skip..].as_mut_ptr()).unwrap();
+            let run = Run { start, count: cast::count(count) };
             let (mut copies, mut plain) = ([0; 50], [0; 50]);
             // SAFETY: memory of this function's.
             let bits = unsafe { run.copy_masked(&mut copies, !2047) };
