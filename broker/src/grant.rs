@@ -31,7 +31,7 @@ use crate::engine::{Engine, EngineHandle, Turn};
 use crate::error::{Error, Failure, chain};
 use crate::fail_point;
 use crate::identity::{Peer, Process};
-use crate::kernel::queue_lock::Confinement;
+use crate::kernel::queue_lock::{Confinement, Unconfined};
 use crate::kernel::queue_probe::QueueUse;
 use crate::kernel::redirect::{AttachError, Redirect};
 use crate::kernel::umem::Umem;
@@ -165,6 +165,11 @@ pub fn acquire(
     check_queues(&reservation, &device)?;
     check_map(&reservation, &redirect)?;
     if reservation.terms().sockets() != SocketKind::Bound {
+        if lock == QueueLock::Placeholders
+            && let Some(lease) = unheld(engine, device.index)
+        {
+            return Err(unconfined(&reservation, Unconfined::Unheld(lease)));
+        }
         engine
             .locks
             .could_confine(lock, &device, &mut engine.probe)
@@ -224,6 +229,17 @@ struct Made {
     confinement: Option<Confinement>,
     /// To be handed over.
     fds: Vec<OwnedFd>,
+}
+
+/// A living lease of a device of whose sockets we have no fd, because another broker made them: no placeholder could take
+/// over its queue in the moment when its holder lets go.
+fn unheld(engine: &Engine, index: u32) -> Option<LeaseId> {
+    engine
+        .leases
+        .iter()
+        .filter(|lease| lease.device().index == index && lease.is_live())
+        .find(|lease| lease.sockets.iter().any(|leased| leased.socket.is_none()))
+        .map(Lease::id)
 }
 
 /// Kinds `prepared` and `bare`: unbound sockets, the former with their rings.

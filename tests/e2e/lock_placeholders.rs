@@ -246,6 +246,38 @@ fn after_a_crash_the_device_waits_for_who_has_an_unbound_socket() {
     assert_eq!(eth0(&broker).tainted_by, None);
 }
 
+/// The broker has no fd of its sockets, and so nothing to keep its queue with while a placeholder is put there.
+#[test]
+fn while_a_lease_lives_that_was_taken_over_nothing_leaves_unbound() {
+    let world = World::new().unwrap();
+    let [alice, bob, mallory] = [(); 3].map(|()| Uid::take().unwrap());
+    let text =
+        policy("placeholders", &[&alice, &mallory], "") + &allow_kinds(bob.number(), "1-7", &["bound"], "");
+    let mut broker = BrokerProcess::start(&world, &text).unwrap();
+    let mut holder = Puppet::start(&world, Side::Host, &alice.user());
+    let lease = holder.hold("eth0:5");
+    broker.kill().unwrap();
+    broker.restart().unwrap();
+    assert_eq!(state_of(&broker, lease), Some(LeaseState::Active));
+
+    let mut other = Puppet::start(&world, Side::Host, &mallory.user());
+    let refused = other.acquire("eth0:1").unwrap_err();
+    assert_eq!(refused.kind, "DeviceUnavailable", "{refused:?}");
+    assert!(
+        refused.text.contains(&format!("until lease {lease} ends")),
+        "{refused:?}"
+    );
+    // Nothing of kind `bound` leaves unbound.
+    let mut client = broker.client_of(&bob).unwrap();
+    let target = "eth0:2".parse().unwrap();
+    client.acquire(&Acquire::new(target, SocketKind::Bound)).unwrap();
+
+    holder.kill();
+    wait_event(&broker, "ended", lease);
+    wait_until("its queue is free", || state_of(&broker, lease).is_none());
+    other.hold("eth0:5");
+}
+
 #[test]
 fn a_stop_retires_what_is_out() {
     let world = World::new().unwrap();

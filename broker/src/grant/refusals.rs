@@ -169,6 +169,18 @@ pub(super) fn unconfined(reservation: &Reservation, reason: Unconfined) -> Error
         ),
         Unconfined::NotNow(NotNow::Leaving(queue)) => busy(10, leaving(&name, queue)),
         Unconfined::NotNow(NotNow::Failed(failure)) => super::of_device(&name, failure),
+        Unconfined::Unheld(lease) => {
+            let message = format!(
+                "{name} gives no sockets that leave unbound until lease {lease} ends: it was taken over from the broker before, \
+                 without an fd of its sockets, and placeholders cannot hold their queues when its holder lets go. Kind `bound` is \
+                 granted; `queue-lock = \"lsm\"` or a service manager that keeps fds (FileDescriptorStoreMax=) avoids this"
+            );
+            BrokerError::DeviceUnavailable {
+                interface: name,
+                message,
+            }
+            .into()
+        }
         Unconfined::Tainted => {
             let message = format!(
                 "a broker that crashed had handed out a socket of {name} that may still be unbound: no more of this kind until \

@@ -61,6 +61,8 @@ pub enum Unconfined {
     NotNow(NotNow),
     /// Not until a process has gone that has a socket of a broker that crashed.
     Tainted,
+    /// Not while this lease lives, of whose sockets the broker has no fd.
+    Unheld(LeaseId),
 }
 
 impl<E: Into<NotNow>> From<E> for Unconfined {
