@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use xsk_client::Broker;
 use xsk_client::wire::Quota;
 
+use crate::bound_scene::needs_bound;
 use crate::lease_scene::{allow_kinds, interface, wait_until};
 use crate::scene::{Scene, explain, is_served};
 
@@ -60,6 +61,7 @@ fn operator(broker: &BrokerProcess<'_>) -> Broker {
 
 #[test]
 fn each_limit_is_told_when_it_is_reached() {
+    needs_bound!();
     let world = World::new().unwrap();
     let other = Uid::take().unwrap();
     let scene = Scene::with_policy(&world, |tenant| {

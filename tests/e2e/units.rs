@@ -83,6 +83,7 @@ fn a_broker_with_what_the_units_leave_it_serves() {
         kept |= CapabilitySet::from_name(name).unwrap_or_else(|| panic!("no capability {name}"));
     }
     manager.bound_to(kept);
+    manager.set("FDSTORE", &values(&service, "FileDescriptorStoreMax")[0]);
     let paths = Paths::new("xsk-broker");
     for (name, path, mode) in [
         ("xsk-broker.socket", paths.socket(), 0o666),
