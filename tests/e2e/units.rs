@@ -12,7 +12,7 @@ use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use rustix::thread::CapabilitySet;
 
-use crate::lease_scene::policy;
+use crate::lease_scene::{PATIENCE, policy};
 use crate::puppet::Puppet;
 
 const NAMES: [&str; 3] = [
@@ -103,7 +103,10 @@ fn a_broker_with_what_the_units_leave_it_serves() {
         .start(&world, &text)
         .unwrap();
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
-    holder.hold("eth0:3");
+    let lease = holder.hold("eth0:3");
+    manager
+        .wait_names(&["broker", "control", &format!("xsk-{lease}-3")], PATIENCE)
+        .unwrap();
     assert_eq!(broker.cli(&["reload"]).unwrap().code, Some(0));
     // Files in its directories are its own by now: the next start, as root again, gets on with them.
     broker.kill().unwrap();
