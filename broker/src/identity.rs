@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use xsk_client::sys::start_ticks;
 use xsk_client::wire::{BrokerError, Transfer};
 
 use crate::kernel::peer::{peer_groups, peer_pidfd};
@@ -393,17 +394,6 @@ impl ToldApart {
             _ => Self::ByStart,
         }
     }
-}
-
-/// Field 22 of /proc/PID/stat (proc_pid_stat(5)): when the process started, in clock ticks since boot.
-fn start_ticks(pid: u32) -> io::Result<u64> {
-    let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
-    // The second field is the command's name in parentheses, and may hold any bytes, parentheses too.
-    let stat = String::from_utf8_lossy(&stat);
-    let fields = stat.rsplit_once(") ").map(|(_, fields)| fields);
-    fields
-        .and_then(|fields| fields.split(' ').nth(19)?.parse().ok())
-        .ok_or_else(|| io::Error::other("no time of its start"))
 }
 
 /// Now, in the same unit.

@@ -7,6 +7,7 @@ use std::process::Child;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::sys::start_ticks;
 use crate::wire::Transfer;
 
 /// Which process, by what the kernel says of it: its pid with the inode of its pidfd and the time of its start.
@@ -119,16 +120,6 @@ fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     let pid =
         pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the file descriptor is no pidfd"))?;
     Ok(pid.trim().parse().ok().filter(|pid| *pid > 0))
-}
-
-/// Field 22 of /proc/PID/stat (proc_pid_stat(5)).
-fn start_ticks(pid: u32) -> io::Result<u64> {
-    let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
-    // The second field is the command's name in parentheses, and may hold any bytes, parentheses too.
-    let stat = String::from_utf8_lossy(&stat);
-    stat.rsplit_once(") ")
-        .and_then(|(_, fields)| fields.split(' ').nth(19)?.parse().ok())
-        .ok_or_else(|| io::Error::other("no time of its start"))
 }
 
 fn has_exited(pidfd: BorrowedFd<'_>) -> io::Result<bool> {

@@ -8,6 +8,7 @@
 
 mod fds;
 mod option;
+mod process;
 mod registration;
 
 use std::ffi::c_void;
@@ -22,6 +23,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
 
 pub use fds::{MAX_FDS, ReceiveError, receive_with_fds};
 pub use option::{confine_to_device, lower_busy_poll, set_busy_poll, set_tx_budget};
+pub use process::start_ticks;
 pub use registration::{
     ChunkPlacement, TxChecksums, UmemLayout, register_umem, register_umem_at, register_umem_with,
 };
