@@ -45,6 +45,19 @@ pub enum UnsentReason {
     NoRing,
 }
 
+/// A frame's new length.
+///
+/// # Errors
+///
+/// Its capacity, if `length` is above that.
+#[inline]
+pub(crate) fn resized(length: usize, capacity: usize) -> Result<u32, usize> {
+    match u32::try_from(length) {
+        Ok(short) if length <= capacity => Ok(short),
+        _ => Err(capacity),
+    }
+}
+
 /// A frame that its holder owns, made by `into_owned` of an [`RxFrame`](crate::RxFrame) or a
 /// [`TxFrame`](crate::TxFrame).
 ///
@@ -80,13 +93,8 @@ impl Frame {
     ///
     /// The capacity, if `length` is above it.
     pub fn resize(&mut self, length: usize) -> Result<(), usize> {
-        match u32::try_from(length) {
-            Ok(short) if length <= self.capacity() => {
-                self.length = short;
-                Ok(())
-            }
-            _ => Err(self.capacity()),
-        }
+        self.length = resized(length, self.capacity())?;
+        Ok(())
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {

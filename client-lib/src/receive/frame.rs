@@ -9,7 +9,7 @@ use std::{fmt, hint, slice};
 use super::{Received, mark};
 use crate::cast;
 use crate::entries::TxRun;
-use crate::frame::{Frame, Unsent, UnsentReason};
+use crate::frame::{Frame, Unsent, UnsentReason, resized};
 use crate::ring::{Descriptor, PACKET_CONTINUES};
 use crate::transmit::Transmit;
 
@@ -82,13 +82,8 @@ impl RxFrame<'_, '_> {
     /// The capacity, if `length` is above it.
     #[inline]
     pub fn resize(&mut self, length: usize) -> Result<(), usize> {
-        match u32::try_from(length) {
-            Ok(short) if length <= self.capacity() => {
-                self.length = short;
-                Ok(())
-            }
-            _ => Err(self.capacity()),
-        }
+        self.length = resized(length, self.capacity())?;
+        Ok(())
     }
 
     /// Sends it, as it is now: a turn-round without a copy. The kernel learns of it when the batch is dropped. A frame of a
