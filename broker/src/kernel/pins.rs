@@ -251,13 +251,16 @@ impl PinDirectory {
         Ok(self.names()?.iter().any(of_device))
     }
 
-    /// Another fd of the directory.
+    /// The same directory by another fd.
     ///
     /// # Errors
     ///
     /// EMFILE.
-    pub fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.directory.try_clone()
+    pub fn duplicate(&self) -> io::Result<Self> {
+        Ok(Self {
+            directory: self.directory.try_clone()?,
+            path: self.path.clone(),
+        })
     }
 
     /// Where to pin something under this name, as this process may reach it.

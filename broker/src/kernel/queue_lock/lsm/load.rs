@@ -5,7 +5,6 @@
 //! go, so that at no moment a socket is without a lock, and all tickets that are found end.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
@@ -20,6 +19,7 @@ use super::kernel_types::{NoTypes, Offsets};
 use super::pins::{self, Pin, Pins};
 use super::{Loaded, Lsm, OWN, in_force};
 use crate::error::{Failure, chain};
+use crate::kernel::pins::PinDirectory;
 
 /// Why the lock is not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,7 @@ pub fn is_pin(name: &str) -> bool {
 /// # Errors
 ///
 /// As readdir(3).
-pub fn is_left_in(directory: OwnedFd) -> io::Result<bool> {
+pub fn is_left_in(directory: PinDirectory) -> Result<bool, Failure> {
     Ok(!Pins::new(directory).names()?.is_empty())
 }
 
@@ -81,7 +81,7 @@ pub fn is_left_in(directory: OwnedFd) -> io::Result<bool> {
 /// # Errors
 ///
 /// Where the map cannot be read, or the pins not be removed.
-pub fn take_down_left(directory: OwnedFd, dry_run: bool) -> Result<bool, NotInForce> {
+pub fn take_down_left(directory: PinDirectory, dry_run: bool) -> Result<bool, NotInForce> {
     let pins = Pins::new(directory);
     let unreadable = |error: &dyn std::error::Error| NotInForce::NotLoaded {
         step: "the tickets of brokers before",
@@ -110,9 +110,9 @@ impl Lsm {
     /// # Errors
     ///
     /// [`NotInForce`]. Of what was loaded nothing is left then; what a broker before this has left is still in force.
-    pub fn load(directory: OwnedFd) -> Result<Self, NotInForce> {
+    pub fn load(directory: PinDirectory) -> Result<Self, NotInForce> {
         let pins = Pins::new(directory);
-        let found = pins.names().map_err(kernel("readdir"))?;
+        let found = pins.names().map_err(NotInForce::Failed)?;
         let broker = now();
         let parts = Parts::load(&pins, broker).inspect_err(|_| {
             if found.is_empty() {
@@ -134,7 +134,7 @@ impl Lsm {
             .insert(own, COUNTS, 0)
             .map_err(|error| not_loaded("a ticket", &error))?;
         in_force::check(&loaded)?;
-        loaded.pins.remove_links_but(broker).map_err(kernel("unlink"))?;
+        loaded.pins.remove_links_but(broker).map_err(NotInForce::Failed)?;
         let left = loaded.end_all_others()?;
         if left > 0 {
             tracing::warn!(
@@ -249,10 +249,6 @@ fn not_loaded(step: &'static str, error: &(dyn std::error::Error + 'static)) -> 
         step,
         cause: cause.trim().trim_end_matches('.').to_owned(),
     }
-}
-
-fn kernel(call: &'static str) -> impl FnOnce(io::Error) -> NotInForce {
-    move |source| NotInForce::Kernel { call, source }
 }
 
 /// Nanoseconds since the machine began: no two brokers begin at the same.

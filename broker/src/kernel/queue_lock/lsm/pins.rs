@@ -1,11 +1,10 @@
 //! What keeps the lock in force without the broker: its maps and links, pinned in the private directory in bpffs beside
 //! the links of XDP programs, under names of their own.
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, Dir, unlinkat};
+use crate::error::{Failure, chain};
+use crate::kernel::pins::PinDirectory;
 
 /// What all names begin with: of the lock, and of the layout of its maps. Another version's stay where they are, and in
 /// force, until the machine is started again.
@@ -16,9 +15,9 @@ pub(super) fn is_pin(name: &str) -> bool {
     name.starts_with("lsm")
 }
 
-/// The directory.
+/// What is the lock's in the directory.
 #[derive(Debug)]
-pub(super) struct Pins(OwnedFd);
+pub(super) struct Pins(PinDirectory);
 
 /// The names that stand.
 #[derive(Debug, Clone, Copy)]
@@ -42,46 +41,41 @@ impl Pin {
 }
 
 impl Pins {
-    pub(super) fn new(directory: OwnedFd) -> Self {
+    pub(super) fn new(directory: PinDirectory) -> Self {
         Self(directory)
     }
 
     /// As this process may reach it, whatever it may do on the way there.
     pub(super) fn path(&self, pin: Pin) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}/{}", self.0.as_raw_fd(), pin.name()))
+        self.0.path_for(&pin.name())
     }
 
     /// Names of this layout.
-    pub(super) fn names(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in Dir::read_from(&self.0)? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if name.starts_with(PREFIX) {
-                names.push(name);
-            }
-        }
+    pub(super) fn names(&self) -> Result<Vec<String>, Failure> {
+        let mut names = self.0.names()?;
+        names.retain(|name| name.starts_with(PREFIX));
         Ok(names)
     }
 
     /// Removes the links of earlier brokers: those of this one are pinned.
-    pub(super) fn remove_links_but(&self, broker: u64) -> io::Result<()> {
+    pub(super) fn remove_links_but(&self, broker: u64) -> Result<(), Failure> {
         let kept = [Pin::Sockets, Pin::Leases, Pin::Bind(broker), Pin::Option(broker)].map(Pin::name);
-        for name in self.names()?.iter().filter(|name| !kept.contains(name)) {
-            unlinkat(&self.0, name.as_str(), AtFlags::empty())?;
-        }
-        Ok(())
+        self.remove(|name| !kept.iter().any(|kept| kept == name))
     }
 
     /// Removes all, which ends the lock when the last fd is closed.
     pub(super) fn remove_all(&self) {
-        let removed = self.names().and_then(|names| {
-            for name in names {
-                unlinkat(&self.0, name.as_str(), AtFlags::empty())?;
-            }
-            Ok(())
-        });
-        if let Err(error) = removed {
-            tracing::warn!(%error, "cannot remove a pin of the queue lock");
+        if let Err(failure) = self.remove(|_| true) {
+            tracing::warn!("cannot remove a pin of the queue lock: {}", chain(&failure));
         }
+    }
+
+    fn remove(&self, wanted: impl Fn(&str) -> bool) -> Result<(), Failure> {
+        for name in self.names()?.iter().filter(|name| wanted(name)) {
+            self.0
+                .remove(name)
+                .map_err(|source| Failure::kernel("unlink", self.0.path().join(name).display(), source))?;
+        }
+        Ok(())
     }
 }
