@@ -97,10 +97,8 @@ pub fn take_over(engine: &mut Engine, heritage: Heritage) -> Vec<Adopted> {
             Resumed::Lingers | Resumed::Elsewhere => {}
             Resumed::Gone(reason) => {
                 engine.journal.remove(heritage::id(&record));
-                let word = reason.as_str().replace('_', "-");
-                engine
-                    .audit
-                    .write(&Line::new(Event::Ended).record(&record).reason(&word));
+                let line = Line::new(Event::Ended).record(&record);
+                engine.audit.write(&line.reason(&end::word(reason)));
             }
         }
     }

@@ -26,6 +26,11 @@ use crate::report::{self, Scope};
 /// How long a stop waits for sockets to be retired: a hostile holder can make it take for ever.
 const RETIREMENT_PATIENCE: Duration = Duration::from_secs(2);
 
+/// A reason as the log has it.
+pub fn word(reason: Reason) -> String {
+    reason.as_str().replace('_', "-")
+}
+
 /// Ends a lease. One that has ended already stays as it is.
 pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
     let Some(lease) = engine.leases.get_mut(id).filter(|lease| lease.is_live()) else {
@@ -72,10 +77,9 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
         engine.audit.write(&Line::new(Event::RogueBind).lease(lease));
     }
     lease.umem = None;
-    let word = reason.as_str().replace('_', "-");
     engine
         .audit
-        .write(&Line::new(Event::Ended).lease(lease).reason(&word));
+        .write(&Line::new(Event::Ended).lease(lease).reason(&word(reason)));
     if !made {
         // Nobody has a socket of it.
         free(engine, id);

@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use serde::Serialize;
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use xsk_client::wire::{
     Acquire, Acquired, BindReply, Change, GrantedSocket, InterfaceName, QueueLock, SocketKind,
 };
@@ -85,7 +85,11 @@ impl HandOver {
     /// # Errors
     ///
     /// Where the engine has stopped.
-    pub async fn is_wanted(&self, turn: Turn) -> Result<bool, Failure> {
+    pub async fn is_wanted(&mut self, turn: Turn) -> Result<bool, Failure> {
+        // A new lease has this holder's watch until either: nobody else has to be asked.
+        if let Some(ended) = &mut self.ended {
+            return Ok(matches!(ended.try_recv(), Err(TryRecvError::Empty)));
+        }
         let (lease, holder) = (self.lease, Arc::clone(&self.holder));
         let is_held = move |engine: &mut Engine| {
             let lease = engine.leases.get_mut(lease);
@@ -236,7 +240,7 @@ struct Made {
 fn unheld(engine: &Engine, index: u32) -> Option<LeaseId> {
     engine
         .leases
-        .iter()
+        .taken_over()
         .filter(|lease| lease.device().index == index && lease.is_live())
         .find(|lease| lease.sockets.iter().any(|leased| leased.socket.is_none()))
         .map(Lease::id)
@@ -317,12 +321,7 @@ fn redirect_for(engine: &mut Engine, reservation: &Reservation) -> Result<(Redir
 
 /// Refuses queues that the device does not have, or not now.
 fn check_queues(reservation: &Reservation, device: &Device) -> Result<(), Error> {
-    match reservation
-        .terms()
-        .queues()
-        .iter()
-        .find(|queue| *queue >= device.rx_queues)
-    {
+    match first_beyond(reservation, device.rx_queues) {
         Some(queue) => Err(no_such_queue(device, queue).into()),
         None => Ok(()),
     }
@@ -330,15 +329,16 @@ fn check_queues(reservation: &Reservation, device: &Device) -> Result<(), Error>
 
 /// Refuses queues beyond the map of a program that another broker has attached, when the device could have fewer.
 fn check_map(reservation: &Reservation, redirect: &Redirect) -> Result<(), Error> {
-    match reservation
-        .terms()
-        .queues()
-        .iter()
-        .find(|queue| *queue >= redirect.queues())
-    {
+    match first_beyond(reservation, redirect.queues()) {
         Some(queue) => Err(beyond_map(reservation, queue, redirect.queues()).into()),
         None => Ok(()),
     }
+}
+
+/// The first queue that is not among so many.
+fn first_beyond(reservation: &Reservation, queues: u32) -> Option<u32> {
+    let mut granted = reservation.terms().queues().iter();
+    granted.find(|queue| *queue >= queues)
 }
 
 /// Refuses queues that some socket is bound to though no lease has them: a placeholder, another program's, one that outlived

@@ -12,7 +12,7 @@ use xsk_client::wire::{EndReason, InterfaceName, QueueLock, SocketKind};
 use crate::device::Device;
 use crate::error::{Failure, chain};
 use crate::fd_store;
-use crate::identity::{Process, Subject};
+use crate::identity::Process;
 use crate::kernel::netlink;
 use crate::kernel::pinned::{self, Found, PinnedProgram};
 use crate::kernel::pins::PinDirectory;
@@ -249,11 +249,7 @@ fn fate(
             reason: EndReason::Restarted,
         },
         Some(holder) => {
-            let subject = Subject {
-                uid: record.requester.uid,
-                gid: record.requester.gid,
-                groups: record.requester.groups.clone(),
-            };
+            let subject = record.requester.subject();
             let terms = policy.resume(&device.name, &record.terms);
             let given = policy.still_gives(&subject, &terms, &device.name);
             let not_allowed = given.err().map(|refusal| refusal.reason_for_operator());

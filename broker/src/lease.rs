@@ -53,6 +53,8 @@ impl std::fmt::Display for LeaseId {
 #[derive(Debug)]
 pub struct Leases {
     last_id: u64,
+    /// Up to here numbers are those of other brokers' leases.
+    last_taken_over: u64,
     by_id: BTreeMap<LeaseId, Lease>,
     holds: Holds,
     agenda: Agenda,
@@ -69,6 +71,7 @@ impl Leases {
     pub fn new(accounts: Accounts) -> Self {
         Self {
             last_id: 0,
+            last_taken_over: 0,
             by_id: BTreeMap::new(),
             holds: Holds::default(),
             agenda: Agenda::default(),
@@ -125,27 +128,16 @@ impl Leases {
     /// Charges for a lease: itself, its queues, and memory that the kernel will pin though its holder may pin none. What
     /// was charged before one of them is refused is given back.
     fn charge(&self, terms: &Terms, uid: u32) -> Result<Vec<Charge>, LimitReached> {
-        let rule = terms.rule();
-        let queues = u64::try_from(terms.queues().len()).unwrap_or(u64::MAX);
-        let by_rule = |resource, amount, limit| {
+        let mut charges = vec![self.accounts.charge(uid, Resource::Leases, 1)?];
+        for (resource, amount) in amounts(terms) {
+            let limit = match resource {
+                // Without a limit too: the rule may have one tomorrow.
+                Resource::Queues => terms.max_queues().map_or(u64::MAX, u64::from),
+                _ => terms.max_umem_bytes(),
+            };
+            let rule = terms.rule();
             let by = RuleLimit { rule, limit };
-            self.accounts.charge_by_rule(uid, resource, amount, by)
-        };
-        let mut charges = vec![
-            self.accounts.charge(uid, Resource::Leases, 1)?,
-            // Without a limit too: the rule may have one tomorrow.
-            by_rule(
-                Resource::Queues,
-                queues,
-                terms.max_queues().map_or(u64::MAX, u64::from),
-            )?,
-        ];
-        if let Some(umem) = terms.umem() {
-            charges.push(by_rule(
-                Resource::UmemBytes,
-                umem.bytes(),
-                terms.max_umem_bytes(),
-            )?);
+            charges.push(self.accounts.charge_by_rule(uid, resource, amount, by)?);
         }
         Ok(charges)
     }
@@ -222,6 +214,13 @@ impl Leases {
     pub fn ids(&self, wanted: impl Fn(&Lease) -> bool) -> Vec<LeaseId> {
         self.iter().filter(|lease| wanted(lease)).map(Lease::id).collect()
     }
+}
+
+/// What a lease takes of what its rule may limit.
+fn amounts(terms: &Terms) -> impl Iterator<Item = (Resource, u64)> {
+    let queues = u64::try_from(terms.queues().len()).unwrap_or(u64::MAX);
+    let umem = terms.umem().map(|umem| (Resource::UmemBytes, umem.bytes()));
+    std::iter::once((Resource::Queues, queues)).chain(umem)
 }
 
 /// A lease.

@@ -237,9 +237,7 @@ fn mistake(found: &Diagnostic) -> PolicyMistake {
 pub fn weigh_all(engine: &mut Engine) {
     misfit::look(engine);
     for id in engine.leases.ids(Lease::is_live) {
-        if let Some(lease) = engine.leases.get_mut(id) {
-            lease.objection = objection(&engine.policy, &engine.locks, &engine.misfits, lease);
-        }
+        weigh(engine, id, Unwanted::Kept);
     }
 }
 

@@ -1,6 +1,7 @@
 //! `xsk-broker serve --dry-run`: what a start would do about what a broker before has left.
 
 use crate::device::Device;
+use crate::end;
 use crate::error::chain;
 use crate::heritage::{Fate, Heritage};
 use crate::kernel::pinned::PinnedProgram;
@@ -94,15 +95,12 @@ fn lease(record: &Record, fate: &Fate, probe: &mut QueueProbe) -> Piece {
             ),
         },
         Fate::Ends { holder: None, .. } => of(Action::End, "its holder is gone".to_owned()),
-        Fate::Ends { reason, .. } => of(
-            Action::End,
-            format!("{}: it was not active", reason.as_str().replace('_', "-")),
-        ),
+        Fate::Ends { reason, .. } => of(Action::End, format!("{}: it was not active", end::word(*reason))),
         Fate::Lingers { reason, .. } => of(
             Action::TakeOver,
             format!(
                 "it has ended ({}); its queues are kept until they are free",
-                reason.as_str().replace('_', "-")
+                end::word(*reason)
             ),
         ),
         Fate::Gone { why, .. } => of(Action::End, (*why).to_owned()),

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::hold::Hold;
-use super::{Lease, LeaseId, LeasedSocket, Leases, Reservation};
+use super::{Lease, LeaseId, LeasedSocket, Leases, Reservation, amounts};
 use crate::device::Device;
 use crate::error::Failure;
-use crate::identity::{Process, Requester, Subject};
+use crate::identity::{Process, Requester};
 use crate::policy::Terms;
 use crate::quota::Resource;
 use crate::record::{Record, RecordedHolder, monotonic_ms};
@@ -34,24 +34,15 @@ impl Leases {
         }
         drop(held);
         let requester = Requester {
-            subject: Subject {
-                uid: record.requester.uid,
-                gid: record.requester.gid,
-                groups: record.requester.groups.clone(),
-            },
+            subject: record.requester.subject(),
             pid: record.requester.pid,
         };
         let uid = requester.subject.uid;
-        let charge = |resource, amount| {
+        let mut charges = vec![self.accounts.charge_anyway(uid, Resource::Leases, 1)];
+        charges.extend(amounts(&terms).map(|(resource, amount)| {
             self.accounts
                 .charge_by_rule_anyway(uid, resource, amount, terms.rule())
-        };
-        let queues = u64::try_from(terms.queues().len()).unwrap_or(u64::MAX);
-        let mut charges = vec![
-            self.accounts.charge_anyway(uid, Resource::Leases, 1),
-            charge(Resource::Queues, queues),
-        ];
-        charges.extend(terms.umem().map(|umem| charge(Resource::UmemBytes, umem.bytes())));
+        }));
         self.last_id = self.last_id.max(id.0);
         let hold = Hold::take(&self.holds, id, &device, &terms);
         let age = Duration::from_millis(monotonic_ms().saturating_sub(record.since_ms));
@@ -71,6 +62,13 @@ impl Leases {
     /// Numbers up to this one were given by another broker.
     pub fn number_after(&mut self, id: LeaseId) {
         self.last_id = self.last_id.max(id.0);
+        self.last_taken_over = self.last_id;
+    }
+
+    /// Those that were taken over.
+    pub fn taken_over(&self) -> impl Iterator<Item = &Lease> {
+        let theirs = ..=LeaseId(self.last_taken_over);
+        self.by_id.range(theirs).map(|(_, lease)| lease)
     }
 }
 
