@@ -11,7 +11,7 @@ use e2e::steering::Steer;
 use e2e::world::{Side, World};
 use serde_json::Value;
 use xsk_client::Broker;
-use xsk_client::wire::{Lease, LeaseState};
+use xsk_client::wire::{Interface, Lease, LeaseState};
 
 /// For what happens some time: a machine may be slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,6 +59,15 @@ pub(crate) fn policy(rules: &[(u32, &str)]) -> String {
 /// The operator's connection.
 pub(crate) fn operator(broker: &BrokerProcess<'_>) -> Broker {
     Broker::connect_to(broker.control_socket()).unwrap()
+}
+
+/// eth0 as the operator sees it.
+pub(crate) fn eth0(broker: &BrokerProcess<'_>) -> Interface {
+    let interfaces = operator(broker).list_interfaces().unwrap().interfaces;
+    interfaces
+        .into_iter()
+        .find(|it| it.interface.as_str() == "eth0")
+        .unwrap()
 }
 
 /// Everybody's leases.

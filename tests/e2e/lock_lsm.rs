@@ -15,15 +15,14 @@ use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithShare
 use serde_json::{Value, json};
 use xsk_client::Broker;
 use xsk_client::sys::{self, BindFlags, Mapping, Ring};
-use xsk_client::wire::{Acquire, Interface, LeaseState, QueueLock, SocketKind};
+use xsk_client::wire::{Acquire, LeaseState, QueueLock, SocketKind};
 
-use crate::lease_scene::{PATIENCE, allow_kinds, operator, state_of, wait_event, wait_until};
+use crate::lease_scene::{PATIENCE, allow_kinds, eth0, operator, state_of, wait_event, wait_until};
 use crate::puppet::{Order, Puppet};
 use crate::rogue::{Race, Rogue};
 use crate::rogue_scene::{errno, memory};
 
 const QUEUES: u32 = 8;
-const GRANTS: u32 = 200;
 
 fn policy(lock: &str, uids: &[&Uid], more: &str) -> String {
     let rules: String = uids
@@ -40,14 +39,6 @@ macro_rules! needs_lsm {
             skip!(skip);
         }
     };
-}
-
-fn eth0(broker: &BrokerProcess<'_>) -> Interface {
-    let interfaces = operator(broker).list_interfaces().unwrap().interfaces;
-    interfaces
-        .into_iter()
-        .find(|it| it.interface.as_str() == "eth0")
-        .unwrap()
 }
 
 /// What `GetStatus` says of BPF LSM.
@@ -116,15 +107,7 @@ fn an_unbound_socket_kept_for_ever_never_wins_a_queue() {
     leaks.expect_objects_gone(&world, broker.process().pid()).unwrap();
     let mut rogue = Rogue::start(&world, &mallory.user(), 1, Race::AfterRelease);
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
-    for number in 0..GRANTS {
-        let lease = holder.hold(&format!("eth0:{}", 1 + number % (QUEUES - 1)));
-        holder.release(lease);
-        holder.close(lease);
-        rogue.tries();
-    }
-    let tries = rogue.tries();
-    println!("{GRANTS} grants while the rogue's binds failed, by errno: {tries:?}");
-    assert!(tries.values().sum::<u64>() > 1000, "it hardly tried: {tries:?}");
+    rogue.lose_to(&mut holder, Puppet::hold);
     rogue.kill();
     drop(holder);
     assert!(broker.stop().unwrap().success());
@@ -147,14 +130,7 @@ fn the_same_across_a_crash_of_the_broker() {
     granted.assert_bound_to_nothing();
     assert_eq!(eth0(&broker).tainted_by, None);
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
-    for number in 0..GRANTS {
-        let lease = holder.hold(&format!("eth0:{}", 1 + number % (QUEUES - 1)));
-        holder.release(lease);
-        holder.close(lease);
-        rogue.tries();
-    }
-    let tries = rogue.tries();
-    assert!(tries.values().sum::<u64>() > 1000, "it hardly tried: {tries:?}");
+    let tries = rogue.lose_to(&mut holder, Puppet::hold);
     assert_eq!(Vec::from_iter(tries.keys().copied()), [libc::EPERM], "{tries:?}");
     drop(holder);
     // Nor when it is stopped in order: these two sockets are still there.

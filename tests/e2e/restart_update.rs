@@ -76,6 +76,19 @@ fn scene(world: &World) -> Scene<'_> {
     }
 }
 
+impl Scene<'_> {
+    /// Does something to the broker while packets go to its holders, and says how many came, of which none was lost.
+    fn under_a_stream<T>(&mut self, act: impl FnOnce(&mut BrokerProcess<'_>) -> T) -> (u64, T) {
+        let Self {
+            broker,
+            traffic,
+            holders,
+            ..
+        } = self;
+        under_a_stream(traffic, holders, || act(broker))
+    }
+}
+
 fn program_of(world: &World) -> u32 {
     world.netlink(Side::Host).link("eth0").unwrap().xdp.unwrap()
 }
@@ -83,16 +96,11 @@ fn program_of(world: &World) -> u32 {
 #[test]
 fn a_new_program_takes_the_old_ones_place_without_a_lost_packet() {
     let world = World::new().unwrap();
-    let Scene {
-        mut broker,
-        traffic,
-        mut holders,
-        _uids,
-    } = scene(&world);
-    let (packets, ()) = under_a_stream(&traffic, &mut holders, || {
+    let mut scene = scene(&world);
+    let (packets, ()) = scene.under_a_stream(|broker| {
         for _ in 0..5 {
             broker.kill().unwrap();
-            as_of_another_build(&world, &broker, None);
+            as_of_another_build(&world, broker, None);
             let old = program_of(&world);
             std::thread::sleep(Duration::from_millis(50));
             broker.restart().unwrap();
@@ -110,53 +118,49 @@ fn a_new_program_takes_the_old_ones_place_without_a_lost_packet() {
         assert_eq!(program_of(&world), ours);
     });
     println!("{packets} packets through 5 updates of the program, none lost");
-    check(&world, &broker, &holders);
+    check(&world, &scene.broker, &scene.holders);
     // This broker's program counts.
-    let before = leases(&broker)[0].queues[0].counters.redirected;
+    let Scene {
+        broker,
+        traffic,
+        holders,
+        ..
+    } = &mut scene;
+    let before = leases(broker)[0].queues[0].counters.redirected;
     traffic.send_all(1, 0..100);
     let first = &mut holders[0];
     first.puppet.receive(first.lease, 1, 100, Duration::from_secs(5));
-    assert_eq!(leases(&broker)[0].queues[0].counters.redirected, before + 100);
+    assert_eq!(leases(broker)[0].queues[0].counters.redirected, before + 100);
 }
 
 #[test]
 fn a_kill_in_the_middle_of_an_update_is_no_harm() {
     let world = World::new().unwrap();
-    let Scene {
-        mut broker,
-        traffic,
-        mut holders,
-        _uids,
-    } = scene(&world);
-    let (packets, ()) = under_a_stream(&traffic, &mut holders, || {
+    let mut scene = scene(&world);
+    let (packets, ()) = scene.under_a_stream(|broker| {
         for place in ["take over: new program pinned", "take over: link updated"] {
             broker.kill().unwrap();
-            as_of_another_build(&world, &broker, None);
+            as_of_another_build(&world, broker, None);
             broker.relaunch_with("XSK_BROKER_FAIL_POINT", place).unwrap();
             assert!(was_killed(broker.wait().unwrap()), "{place}");
             broker.restart().unwrap();
-            assert_eq!(leases(&broker).len(), 4, "{place}");
-            assert!(!pinned(&world, &broker, "new-program").exists(), "{place}");
+            assert_eq!(leases(broker).len(), 4, "{place}");
+            assert!(!pinned(&world, broker, "new-program").exists(), "{place}");
         }
     });
     println!("{packets} packets through two updates that were cut off, none lost");
-    check(&world, &broker, &holders);
+    check(&world, &scene.broker, &scene.holders);
 }
 
 #[test]
 fn where_the_map_would_have_to_change_the_old_program_goes_on() {
     let world = World::new().unwrap();
-    let Scene {
-        mut broker,
-        traffic,
-        mut holders,
-        _uids,
-    } = scene(&world);
-    let (packets, old) = under_a_stream(&traffic, &mut holders, || {
+    let mut scene = scene(&world);
+    let (packets, old) = scene.under_a_stream(|broker| {
         broker.kill().unwrap();
         // It counts three things.
         let counters = bpf::create_map(MapType::PerCpuArray, "queue_counters", 24, 8).unwrap();
-        as_of_another_build(&world, &broker, Some(&counters));
+        as_of_another_build(&world, broker, Some(&counters));
         let old = program_of(&world);
         for _ in 0..2 {
             broker.restart().unwrap();
@@ -173,8 +177,11 @@ fn where_the_map_would_have_to_change_the_old_program_goes_on() {
         old
     });
     println!("{packets} packets through three starts that kept the program, none lost");
-    check(&world, &broker, &holders);
+    check(&world, &scene.broker, &scene.holders);
     // What the log said: no lease is left, a stop, a start.
+    let Scene {
+        mut broker, holders, ..
+    } = scene;
     drop(holders);
     assert!(broker.stop().unwrap().success());
     broker.restart().unwrap();

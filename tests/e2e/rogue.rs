@@ -14,9 +14,15 @@ use xsk_client::sys::{self, BindFlags, Mapping, Prefault};
 use xsk_client::{Broker, Grant, Request};
 
 use crate::lease_scene::PATIENCE;
+use crate::puppet::Puppet;
 
 /// More than there are CPUs: some are preempted anywhere in a bind.
 const THREADS: usize = 16;
+
+/// Of eth0.
+const QUEUES: u32 = 8;
+/// How often a queue is granted to somebody while it tries.
+const GRANTS: u32 = 200;
 
 /// A rogue in a test's hand.
 pub(crate) struct Rogue {
@@ -58,6 +64,26 @@ impl Rogue {
         serde_json::from_str(last.unwrap_or("{}")).unwrap()
     }
 
+    /// Has somebody hold the queues that it races for, one after another, and lose none of them to it. Gives what its tries
+    /// came to, by errno.
+    pub(crate) fn lose_to(
+        &self,
+        holder: &mut Puppet,
+        hold: impl Fn(&mut Puppet, &str) -> u64,
+    ) -> BTreeMap<i32, u64> {
+        for number in 0..GRANTS {
+            let queue = 1 + number % (QUEUES - 1);
+            let lease = hold(holder, &format!("eth0:{queue}"));
+            holder.release(lease);
+            holder.close(lease);
+            self.tries();
+        }
+        let tries = self.tries();
+        println!("{GRANTS} grants while the rogue's binds failed, by errno: {tries:?}");
+        assert!(tries.values().sum::<u64>() > 1000, "it hardly tried: {tries:?}");
+        tries
+    }
+
     /// The queue that it won.
     pub(crate) fn has_won(&self) -> u32 {
         let line = self.holder.wait_line("won", PATIENCE).unwrap();
@@ -82,7 +108,6 @@ impl Rogue {
 
 /// A body: the rogue's inside.
 pub(crate) fn race_to_bind(arguments: &[String]) {
-    const QUEUES: u32 = 8;
     let [queue, race] = arguments else {
         panic!("{arguments:?}")
     };

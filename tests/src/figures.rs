@@ -4,8 +4,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 use serde_json::Value;
 
 /// The variable that names the folder for `NAME.txt` and `NAME.json`.
@@ -24,6 +27,42 @@ impl Form {
     /// As the command line has it.
     pub fn of(json: bool) -> Self {
         if json { Self::Json } else { Self::Table }
+    }
+}
+
+/// Of many times.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Times {
+    /// Half of them are below, in microseconds.
+    pub median_us: f64,
+    /// 99 of 100 are below.
+    pub p99_us: f64,
+}
+
+impl Times {
+    /// NaN where there are none.
+    pub fn of(samples: impl Iterator<Item = Duration>) -> Self {
+        let mut samples: Vec<Duration> = samples.collect();
+        samples.sort_unstable();
+        let at = |percent: usize| {
+            let index = (samples.len() * percent / 100).min(samples.len().saturating_sub(1));
+            samples.get(index).map_or(f64::NAN, |it| it.as_secs_f64() * 1e6)
+        };
+        Self {
+            median_us: at(50),
+            p99_us: at(99),
+        }
+    }
+}
+
+/// How a bench ends; what went wrong is printed.
+pub fn ended(outcome: Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -9,7 +9,13 @@ mod leases;
 mod soak;
 mod xdp;
 
-use anyhow::Result;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::machine::Machine;
+use crate::shell;
 
 /// Measure beside the peers, in one run: medians, 99th percentiles, ratios.
 #[derive(Debug, clap::Args)]
@@ -36,5 +42,36 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         What::Leases(arguments) => leases::run(arguments),
         What::Xdp(arguments) => xdp::run(arguments),
         What::Soak(arguments) => soak::run(arguments),
+    }
+}
+
+/// Sees whether this machine is fit for a bench, or whatever it is called.
+fn prepare(what: &str) -> Result<()> {
+    match Machine::prepare(false)?.unfit {
+        Some(reason) => bail!("the {what} cannot run here: {reason}"),
+        None => Ok(()),
+    }
+}
+
+/// Starts a bench as root, with variables that name files, and waits for its end.
+fn start(
+    what: &str,
+    bench: &Path,
+    variables: &[(&str, &Path)],
+    with: impl FnOnce(&mut Command),
+) -> Result<()> {
+    // `env` rather than Command::env: sudo would drop the variables.
+    let mut command = shell::as_root("env")?;
+    for (name, file) in variables {
+        command.arg(format!("{name}={}", file.display()));
+    }
+    command.args(all::kept()).arg(bench);
+    with(&mut command);
+    let status = command
+        .status()
+        .with_context(|| format!("the {what} cannot be started"))?;
+    match status.success() {
+        true => Ok(()),
+        false => bail!("the {what} ended with {status}"),
     }
 }

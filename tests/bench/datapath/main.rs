@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use e2e::figures::{Form, tell};
+use e2e::figures::{Form, ended, tell};
 
 use contestant::{Contestant, Mode, chosen};
 use figures::{Figures, Instructions, Latencies, Rates};
@@ -39,13 +39,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match Arguments::read(std::env::args().skip(1)).and_then(|arguments| bench(&arguments)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    ended(Arguments::read(std::env::args().skip(1)).and_then(|arguments| bench(&arguments)))
 }
 
 impl Arguments {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use e2e::figures::Times;
 use serde::Serialize;
 use xsk_client::wire::{QueueLock, SocketKind};
 
@@ -60,12 +61,6 @@ struct Row {
     step: &'static str,
     ours: Option<Times>,
     libxdp: Option<Times>,
-}
-
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Times {
-    median_us: f64,
-    p99_us: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -169,21 +164,6 @@ impl Figures {
             locks,
             right_behind: Times::of(rounds.behind.iter().copied()),
             broker,
-        }
-    }
-}
-
-impl Times {
-    fn of(samples: impl Iterator<Item = Duration>) -> Self {
-        let mut samples: Vec<Duration> = samples.collect();
-        samples.sort_unstable();
-        let at = |percent: usize| {
-            let index = (samples.len() * percent / 100).min(samples.len().saturating_sub(1));
-            samples.get(index).map_or(f64::NAN, |it| it.as_secs_f64() * 1e6)
-        };
-        Self {
-            median_us: at(50),
-            p99_us: at(99),
         }
     }
 }

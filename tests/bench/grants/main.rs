@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use e2e::broker::BrokerProcess;
-use e2e::figures::{Form, tell};
+use e2e::figures::{Form, ended, tell};
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use xsk_client::wire::{QueueLock, RingSizes, SocketKind};
@@ -57,13 +57,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match Arguments::read(std::env::args().skip(1)).and_then(|arguments| bench(&arguments)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    ended(Arguments::read(std::env::args().skip(1)).and_then(|arguments| bench(&arguments)))
 }
 
 impl Arguments {

@@ -1,8 +1,8 @@
 //! What came of it: as tables or as JSON.
 
 use std::fmt;
-use std::time::Duration;
 
+use e2e::figures::Times;
 use serde::Serialize;
 
 use crate::innocent::Innocent;
@@ -16,27 +16,6 @@ pub(crate) struct Figures {
     pub(crate) levels: Vec<Level>,
     pub(crate) innocent: Innocent,
     pub(crate) killed: Vec<Killed>,
-}
-
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Times {
-    pub(crate) median_us: f64,
-    pub(crate) p99_us: f64,
-}
-
-impl Times {
-    pub(crate) fn of(samples: impl Iterator<Item = Duration>) -> Self {
-        let mut samples: Vec<Duration> = samples.collect();
-        samples.sort_unstable();
-        let at = |percent: usize| {
-            let index = (samples.len() * percent / 100).min(samples.len().saturating_sub(1));
-            samples.get(index).map_or(f64::NAN, |it| it.as_secs_f64() * 1e6)
-        };
-        Self {
-            median_us: at(50),
-            p99_us: at(99),
-        }
-    }
 }
 
 impl fmt::Display for Figures {

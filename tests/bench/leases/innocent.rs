@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use e2e::broker::BrokerProcess;
+use e2e::figures::Times;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use serde::Serialize;
 
 use crate::client::{Client, Slot};
-use crate::figures::Times;
 use crate::{OTHERS, QUEUES};
 
 /// Grants of the innocent one in each round.

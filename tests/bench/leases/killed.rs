@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use e2e::binaries;
 use e2e::broker::BrokerProcess;
+use e2e::figures::Times;
 use e2e::holder::Holder;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
@@ -16,7 +17,6 @@ use xsk_client::{BindOptions, Broker, Grant, Request, Umem, UmemOptions};
 
 use crate::QUEUES;
 use crate::client::{Client, Slot};
-use crate::figures::Times;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

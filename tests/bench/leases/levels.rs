@@ -6,12 +6,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use e2e::figures::Times;
 use serde::Serialize;
 
 use crate::LEVELS;
 use crate::broker::Operator;
 use crate::client::{Client, Held, Slot, Steps};
-use crate::figures::Times;
 
 /// What was measured while there were so many leases.
 #[derive(Debug, Serialize)]

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use e2e::broker::BrokerProcess;
-use e2e::figures::{Form, tell};
+use e2e::figures::{Form, ended, tell};
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -44,13 +44,7 @@ fn main() -> ExitCode {
         Some((first, rest)) if first == "holder" => killed::hold(rest),
         _ => Arguments::read(words).and_then(|arguments| bench(&arguments)),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    ended(outcome)
 }
 
 impl Arguments {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use e2e::broker::BrokerProcess;
-use e2e::figures::{Form, tell};
+use e2e::figures::{Form, ended, tell};
 use e2e::packet_socket::PacketSocket;
 use e2e::world::{Side, World};
 use serde_json::json;
@@ -49,13 +49,7 @@ fn main() -> ExitCode {
         Some((first, rest)) if first == "holder" => holder::run(rest),
         _ => Arguments::read(words).and_then(|arguments| soak(&arguments)),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    ended(outcome)
 }
 
 impl Arguments {

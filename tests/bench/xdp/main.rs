@@ -12,7 +12,7 @@ use aya::maps::XskMap;
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use e2e::bpf::{self, MapType, ProgramType, TestRun};
-use e2e::figures::{Form, tell};
+use e2e::figures::{Form, ended, tell};
 use e2e::instructions::{Assembler, R0, R1, R2, R3, call, exit, load_word, mov_value};
 use e2e::raw_xsk::bare_socket;
 use e2e::world::{Side, World};
@@ -36,13 +36,7 @@ struct Contestant {
 }
 
 fn main() -> ExitCode {
-    match bench(std::env::args().skip(1)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    ended(bench(std::env::args().skip(1)))
 }
 
 fn bench(mut words: impl Iterator<Item = String>) -> Result<()> {

@@ -3,9 +3,8 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use crate::machine::Machine;
 use crate::{artifacts, debian, peers, repository, shell};
 
 /// Measure the datapath beside its peers: instructions per packet, packets per second, latency.
@@ -47,10 +46,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let machine = Machine::prepare(false)?;
-    if let Some(reason) = machine.unfit {
-        bail!("the bench cannot run here: {reason}");
-    }
+    super::prepare("bench")?;
     if shell::find("valgrind").is_none() {
         debian::install(&["valgrind"], "callgrind counts the instructions")?;
     }
@@ -62,34 +58,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         None => repository::root()?.join("target/bench/datapath.svg"),
     };
 
-    // `env` rather than Command::env: sudo would drop the variables.
-    let mut command = shell::as_root("env")?;
-    command
-        .arg(format!("XSK_BENCH_CONTENDER={}", contender.display()))
-        .arg(format!("XSK_E2E_PEER_DIR={}", peers.display()))
-        .args(super::all::kept())
-        .arg(bench)
-        .args(["--rounds", &arguments.rounds.to_string()])
-        .args(["--milliseconds", &arguments.milliseconds.to_string()])
-        .arg("--plot")
-        .arg(plot)
-        .args(
-            arguments
-                .profile
-                .iter()
-                .flat_map(|folder| [OsStr::new("--profile"), folder.as_os_str()]),
-        )
-        .args(
-            arguments
-                .contestant
-                .iter()
-                .flat_map(|name| ["--contestant", name]),
-        )
-        .args(arguments.mode.iter().flat_map(|mode| ["--mode", mode]))
-        .args(arguments.json.then_some("--json"));
-    let status = command.status()?;
-    if !status.success() {
-        bail!("the bench ended with {status}");
-    }
-    Ok(())
+    let variables = [
+        ("XSK_BENCH_CONTENDER", contender.as_path()),
+        ("XSK_E2E_PEER_DIR", &peers),
+    ];
+    super::start("bench", &bench, &variables, |command| {
+        let profile = arguments.profile.iter();
+        command
+            .args(["--rounds", &arguments.rounds.to_string()])
+            .args(["--milliseconds", &arguments.milliseconds.to_string()])
+            .arg("--plot")
+            .arg(plot)
+            .args(profile.flat_map(|folder| [OsStr::new("--profile"), folder.as_os_str()]))
+            .args(
+                arguments
+                    .contestant
+                    .iter()
+                    .flat_map(|name| ["--contestant", name]),
+            )
+            .args(arguments.mode.iter().flat_map(|mode| ["--mode", mode]))
+            .args(arguments.json.then_some("--json"));
+    })
 }

@@ -4,9 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use crate::machine::Machine;
 use crate::{artifacts, debian, repository, shell};
 
 /// Measure what a grant costs, beside the same socket made directly as root with libxdp.
@@ -31,10 +30,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let machine = Machine::prepare(false)?;
-    if let Some(reason) = machine.unfit {
-        bail!("the bench cannot run here: {reason}");
-    }
+    super::prepare("bench")?;
     install_what_the_peer_needs()?;
     // Apart, so that the broker is built with its own features and no others.
     let broker = artifacts::build_release("xsk-broker", "bin", "xsk-broker")?;
@@ -45,20 +41,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .join("peers");
     compile_peer(&peers)?;
 
-    // `env` rather than Command::env: sudo would drop the variables.
-    let mut command = shell::as_root("env")?;
-    command
-        .arg(format!("XSK_E2E_BROKER={}", broker.display()))
-        .arg(format!("XSK_E2E_PEER_DIR={}", peers.display()))
-        .args(super::all::kept())
-        .arg(bench)
-        .args(["--rounds", &arguments.rounds.to_string()])
-        .args(arguments.json.then_some("--json"));
-    let status = command.status()?;
-    if !status.success() {
-        bail!("the bench ended with {status}");
-    }
-    Ok(())
+    let variables = [("XSK_E2E_BROKER", broker.as_path()), ("XSK_E2E_PEER_DIR", &peers)];
+    super::start("bench", &bench, &variables, |command| {
+        command
+            .args(["--rounds", &arguments.rounds.to_string()])
+            .args(arguments.json.then_some("--json"));
+    })
 }
 
 const LIBRARIES: [&str; 2] = ["libxdp", "libbpf"];

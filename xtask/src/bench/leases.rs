@@ -1,9 +1,8 @@
 //! `cargo xtask bench leases`: builds the release broker and `tests/bench/leases`, and starts it as root.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-use crate::machine::Machine;
-use crate::{artifacts, shell};
+use crate::artifacts;
 
 /// Measure a broker that has thousands of leases, over 64 devices.
 ///
@@ -31,25 +30,14 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let machine = Machine::prepare(false)?;
-    if let Some(reason) = machine.unfit {
-        bail!("the bench cannot run here: {reason}");
-    }
+    super::prepare("bench")?;
     let broker = artifacts::build_release("xsk-broker", "bin", "xsk-broker")?;
     let bench = artifacts::build_release("e2e", "bench", "leases")?;
-    // `env` rather than Command::env: sudo would drop the variables.
-    let mut command = shell::as_root("env")?;
-    command
-        .arg(format!("XSK_E2E_BROKER={}", broker.display()))
-        .args(super::all::kept())
-        .arg(bench)
-        .args(["--cycles", &arguments.cycles.to_string()])
-        .args(["--kills", &arguments.kills.to_string()])
-        .args(["--rounds", &arguments.rounds.to_string()])
-        .args(arguments.json.then_some("--json"));
-    let status = command.status()?;
-    if !status.success() {
-        bail!("the bench ended with {status}");
-    }
-    Ok(())
+    super::start("bench", &bench, &[("XSK_E2E_BROKER", &broker)], |command| {
+        command
+            .args(["--cycles", &arguments.cycles.to_string()])
+            .args(["--kills", &arguments.kills.to_string()])
+            .args(["--rounds", &arguments.rounds.to_string()])
+            .args(arguments.json.then_some("--json"));
+    })
 }

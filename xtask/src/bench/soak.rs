@@ -1,9 +1,8 @@
 //! `cargo xtask bench soak`: builds the release broker and `tests/bench/soak`, and starts it as root.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-use crate::machine::Machine;
-use crate::{artifacts, shell};
+use crate::artifacts;
 
 /// Look for lost frames and missed wake-ups, for as long as you like.
 ///
@@ -25,26 +24,15 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let machine = Machine::prepare(false)?;
-    if let Some(reason) = machine.unfit {
-        bail!("the soak cannot run here: {reason}");
-    }
+    super::prepare("soak")?;
     let broker = artifacts::build_release("xsk-broker", "bin", "xsk-broker")?;
     let bench = artifacts::build_release("e2e", "bench", "soak")?;
-    // `env` rather than Command::env: sudo would drop the variables.
-    let mut command = shell::as_root("env")?;
-    command
-        .arg(format!("XSK_E2E_BROKER={}", broker.display()))
-        .args(super::all::kept())
-        .arg(bench)
-        .args(["--minutes", &arguments.minutes.to_string()])
-        .args(arguments.json.then_some("--json"));
-    if let Some(seed) = arguments.seed {
-        command.args(["--seed", &seed.to_string()]);
-    }
-    let status = command.status()?;
-    if !status.success() {
-        bail!("the soak ended with {status}");
-    }
-    Ok(())
+    super::start("soak", &bench, &[("XSK_E2E_BROKER", &broker)], |command| {
+        command
+            .args(["--minutes", &arguments.minutes.to_string()])
+            .args(arguments.json.then_some("--json"));
+        if let Some(seed) = arguments.seed {
+            command.args(["--seed", &seed.to_string()]);
+        }
+    })
 }

@@ -1,9 +1,8 @@
 //! `cargo xtask bench xdp`: builds `tests/bench/xdp` with the peer's programs, and starts it as root.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 
-use crate::machine::Machine;
-use crate::{artifacts, peers, shell};
+use crate::{artifacts, peers};
 
 /// Measure what the XDP program costs a packet, beside the bare redirect and libxdp's default program.
 ///
@@ -21,22 +20,13 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let machine = Machine::prepare(false)?;
-    if let Some(reason) = machine.unfit {
-        bail!("the bench cannot run here: {reason}");
-    }
+    super::prepare("bench")?;
     let bench = artifacts::build_release("e2e", "bench", "xdp")?;
     let default_program = peers::libxdp_default_program()?;
-    let mut command = shell::as_root("env")?;
-    command
-        .arg(format!("XSK_BENCH_LIBXDP_PROGRAM={}", default_program.display()))
-        .args(super::all::kept())
-        .arg(bench)
-        .args(["--rounds", &arguments.rounds.to_string()])
-        .args(arguments.json.then_some("--json"));
-    let status = command.status().context("the bench cannot be started")?;
-    if !status.success() {
-        bail!("the bench ended with {status}");
-    }
-    Ok(())
+    let variables = [("XSK_BENCH_LIBXDP_PROGRAM", default_program.as_path())];
+    super::start("bench", &bench, &variables, |command| {
+        command
+            .args(["--rounds", &arguments.rounds.to_string()])
+            .args(arguments.json.then_some("--json"));
+    })
 }
