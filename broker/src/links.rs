@@ -62,8 +62,7 @@ pub fn look_at_all(engine: &mut Engine) {
         heed(engine, LinkEvent::Gone(index));
     }
     for (name, link) in devices {
-        let (up, mtu) = (link.up, link.mtu);
-        changed(engine, link.index, &LinkNow { name, up, mtu });
+        changed(engine, link.index, &LinkNow::new(name, &link));
         count_queues(engine, link.index);
     }
 }
@@ -88,6 +87,16 @@ fn changed(engine: &mut Engine, index: u32, now: &LinkNow) {
         }
         if before.up != now.up {
             what.push(if now.up { "up" } else { "down" }.to_owned());
+        }
+        if before.carrier != now.carrier && now.up {
+            what.push(
+                if now.carrier {
+                    "has a carrier"
+                } else {
+                    "no carrier"
+                }
+                .to_owned(),
+            );
         }
         if before.mtu != now.mtu {
             what.push(format!("MTU {}, was {}", now.mtu, before.mtu));

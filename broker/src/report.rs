@@ -71,6 +71,7 @@ pub fn event(lease: &Lease, change: Change) -> LeaseEvent {
         queues: lease.terms().queues().clone(),
         holder: holder(lease),
         up: lease.link().is_some_and(|link| link.up),
+        carrier: lease.link().is_some_and(|link| link.carrier),
         mtu: lease.link().map_or(0, |link| link.mtu),
     }
 }
@@ -125,6 +126,7 @@ pub fn lease(lease: &Lease, scope: Scope) -> WireLease {
         tx_may_continue: lease.tx_may_continue(),
         not_allowed: objection.cloned(),
         up: lease.link().is_some_and(|link| link.up),
+        carrier: lease.link().is_some_and(|link| link.carrier),
         mtu: lease.link().map_or(0, |link| link.mtu),
         age_ms: u64::try_from(lease.age().as_millis()).unwrap_or(u64::MAX),
         label: lease.label.clone(),
@@ -172,6 +174,7 @@ pub fn interfaces(engine: &mut Engine, scope: Scope, peer: &Peer) -> Result<Inte
             interface_index: device.index,
             xdp: redirect.map(kernel::redirect::Redirect::mode),
             up: link.up,
+            carrier: link.carrier,
             mtu: link.mtu,
             queues: device.rx_queues,
             queues_max: device.max_queues,

@@ -85,6 +85,37 @@ fn down_and_up_again_the_lease_goes_on() {
     assert_eq!(state_of(&broker, lease), Some(LeaseState::Active));
 }
 
+/// As a driver does that resets its device, or a cable that is pulled: a veth loses its carrier when its peer is set down.
+#[test]
+fn without_a_carrier_the_lease_goes_on_and_says_so() {
+    let scene = Scene::new();
+    let broker = scene.broker();
+    let traffic = Traffic::new(&scene.world);
+    let mut holder = scene.holder();
+    let lease = holder.hold("eth0:3");
+    let (mut monitor, _) = operators(&broker);
+    let said = |verb| broker.cli(&[verb]).unwrap().stdout;
+    assert!(only(&broker).carrier);
+    assert!(!said("list").contains("carrier"));
+
+    let peer = scene.world.device(Side::PEER).index;
+    let wire = scene.world.netlink(Side::PEER);
+    wire.set_link(peer, Set::Down).unwrap();
+    let lost = device_event(&mut monitor, |event| !event.carrier);
+    assert_eq!(
+        (lost.lease, lost.state, lost.up),
+        (lease, LeaseState::Active, true)
+    );
+    assert!(!only(&broker).carrier);
+    assert!(said("list").contains("eth0: no carrier, so that nothing arrives"));
+    assert!(said("status").contains("no carrier"));
+    wire.set_link(peer, Set::Up).unwrap();
+    assert_eq!(device_event(&mut monitor, |event| event.carrier).lease, lease);
+    assert!(only(&broker).carrier);
+    traffic.send_all(3, 0..100);
+    assert_eq!(holder.receive(lease, 3, 100, IDLE), Seen::only(3, 100));
+}
+
 #[test]
 fn renamed_the_lease_goes_on_under_the_new_name() {
     let scene = Scene::new();

@@ -64,6 +64,12 @@ pub(super) fn notes_on(interface: &Interface) -> Vec<String> {
         "have",
         "a socket of no lease: another program's, or one that outlived its broker",
     );
+    if !interface.held.is_empty() && !interface.carrier {
+        let link = output::link_word(interface.up, interface.carrier);
+        notes.push(format!(
+            "{name}: {link}, so that nothing arrives and nothing leaves\n"
+        ));
+    }
     if let Some(pid) = interface.tainted_by {
         notes.push(format!(
             "{name}: no sockets that leave unbound until pid {pid} has gone, which had one when a broker crashed\n"

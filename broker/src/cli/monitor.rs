@@ -5,7 +5,7 @@ use xsk_client::wire::{Change, Lease, LeaseEvent, QueueSet};
 use xsk_client::{CallError, News, ProtocolError};
 
 use super::exit::Exit;
-use super::output::{Sockets, put};
+use super::output::{Sockets, link_word, put};
 
 /// Follow what becomes of leases: of all of them for root, of one's own for others.
 ///
@@ -94,8 +94,8 @@ fn event_line(event: &LeaseEvent) -> String {
         },
         Change::Holder => format!("moved to uid {} pid {}", event.holder.uid, event.holder.pid),
         Change::Device => {
-            let up = if event.up { "up" } else { "down" };
-            format!("device is {up}, MTU {}", event.mtu)
+            let link = link_word(event.up, event.carrier);
+            format!("device: {link}, MTU {}", event.mtu)
         }
     };
     format!(

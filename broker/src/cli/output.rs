@@ -13,6 +13,15 @@ use xsk_client::{Broker, CallError};
 /// What the socket for operators is called, in the run directory of its broker.
 const CONTROL_SOCKET_NAME: &str = "control.sock";
 
+/// How a device's link is, in a word.
+pub const fn link_word(up: bool, carrier: bool) -> &'static str {
+    match (up, carrier) {
+        (true, true) => "up",
+        (true, false) => "no carrier",
+        (false, _) => "down",
+    }
+}
+
 /// Where the broker listens for everybody.
 #[derive(Debug, Clone, clap::Args)]
 pub struct BrokerSocket {

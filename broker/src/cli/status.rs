@@ -141,7 +141,7 @@ fn row(interface: &Interface) -> [String; 9] {
     };
     [
         interface.interface.to_string(),
-        if interface.up { "up" } else { "down" }.to_owned(),
+        output::link_word(interface.up, interface.carrier).to_owned(),
         interface
             .xdp
             .map_or("not attached", |mode| mode.as_str())

@@ -10,7 +10,7 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use xsk_client::wire::InterfaceName;
 
-use super::netlink::{attribute, attributes_of, message_header, multicast_group, name_of, read_link};
+use super::netlink::{Link, attribute, attributes_of, message_header, multicast_group, name_of, read_link};
 
 /// RTNLGRP_LINK, include/uapi/linux/rtnetlink.h.
 const RTNLGRP_LINK: u32 = 1;
@@ -35,8 +35,23 @@ pub struct LinkNow {
     pub name: InterfaceName,
     /// Whether it is up.
     pub up: bool,
+    /// Whether it is up and has a carrier.
+    pub carrier: bool,
     /// Its longest packet, in bytes.
     pub mtu: u32,
+}
+
+impl LinkNow {
+    /// What of it there is in the kernel's answer.
+    pub fn new(name: InterfaceName, link: &Link) -> Self {
+        let &Link { up, carrier, mtu, .. } = link;
+        Self {
+            name,
+            up,
+            carrier,
+            mtu,
+        }
+    }
 }
 
 /// News of one kind.
@@ -128,11 +143,10 @@ fn link_event(message: &[u8]) -> Option<LinkEvent> {
             Some(LinkEvent::Gone(link.header.index))
         }
         RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
-            let now = read_link(&link);
             // A device whose name no policy can speak of.
             let name = name_of(&link)?;
-            let (up, mtu) = (now.up, now.mtu);
-            Some(LinkEvent::Now(link.header.index, LinkNow { name, up, mtu }))
+            let now = LinkNow::new(name, &read_link(&link));
+            Some(LinkEvent::Now(link.header.index, now))
         }
         _ => None,
     }

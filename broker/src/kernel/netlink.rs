@@ -23,6 +23,8 @@ pub struct Link {
     pub index: u32,
     /// Whether it is up.
     pub up: bool,
+    /// Whether it is up and has a carrier (IFF_LOWER_UP).
+    pub carrier: bool,
     /// Its longest packet, in bytes without the Ethernet header.
     pub mtu: u32,
     /// RX and TX queues that were allocated for it.
@@ -105,6 +107,7 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
         index: message.header.index,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
         allocated_queues: 1,
         controller: None,
         xdp: None,

@@ -87,6 +87,9 @@ pub struct LeaseEvent {
     pub holder: Holder,
     /// Whether the device is up: one that is down neither receives nor sends.
     pub up: bool,
+    /// Whether the device is up and has a carrier. Some drivers lose it for seconds when XDP is attached or a zero-copy
+    /// socket bound.
+    pub carrier: bool,
     /// The longest packet of the device, in bytes without the Ethernet header.
     pub mtu: u32,
 }

@@ -69,6 +69,8 @@ pub struct Lease {
     pub not_allowed: Option<String>,
     /// Whether its device is up: one that is down neither receives nor sends.
     pub up: bool,
+    /// Whether its device is up and has a carrier; see [`LeaseEvent`](super::LeaseEvent).
+    pub carrier: bool,
     /// The longest packet of its device, in bytes without the Ethernet header.
     pub mtu: u32,
     /// Time since it was acquired.
@@ -156,6 +158,8 @@ pub struct Interface {
     pub xdp: Option<XdpMode>,
     /// Whether it is up; a device that is down neither receives nor sends.
     pub up: bool,
+    /// Whether it is up and has a carrier; see [`LeaseEvent`](super::LeaseEvent).
+    pub carrier: bool,
     /// The longest packet, in bytes without the Ethernet header. A packet that is longer than a chunk of its holder's umem
     /// is dropped and counted.
     pub mtu: u32,
