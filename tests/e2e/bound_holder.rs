@@ -8,6 +8,7 @@ use std::time::Duration;
 use e2e::broker::BrokerProcess;
 use e2e::echo_loop::EchoLoop;
 use e2e::holder::Holder;
+use e2e::huge_pages::HugePages;
 use e2e::packet_socket::PacketSocket;
 use e2e::packets;
 use e2e::skip;
@@ -330,40 +331,4 @@ fn a_umem_may_be_on_huge_pages_where_a_rule_says_so() {
         })
         .unwrap();
     wait_until("the pages are back", || pool.free() == 8);
-}
-
-/// Huge pages that were added to the machine's pool, which were none before.
-struct HugePages;
-
-impl HugePages {
-    const POOL: &str = "/proc/sys/vm/nr_hugepages";
-
-    fn add(pages: u64) -> Result<Self, String> {
-        let had = std::fs::read_to_string(Self::POOL).map_err(|error| format!("{}: {error}", Self::POOL))?;
-        if had.trim() != "0" {
-            return Err(format!(
-                "{} is {} already, and others may be using them",
-                Self::POOL,
-                had.trim()
-            ));
-        }
-        std::fs::write(Self::POOL, pages.to_string()).map_err(|error| format!("{}: {error}", Self::POOL))?;
-        let pool = Self;
-        match pool.free() {
-            free if free == pages => Ok(pool),
-            free => Err(format!("{free} of {pages} huge pages could be had")),
-        }
-    }
-
-    fn free(&self) -> u64 {
-        let memory = std::fs::read_to_string("/proc/meminfo").unwrap();
-        let line = memory.lines().find(|line| line.starts_with("HugePages_Free:"));
-        line.unwrap().split_whitespace().nth(1).unwrap().parse().unwrap()
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        std::fs::write(Self::POOL, "0").unwrap();
-    }
 }

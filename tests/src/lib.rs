@@ -16,6 +16,7 @@ pub mod ethtool;
 pub mod figures;
 pub mod generator;
 pub mod holder;
+pub mod huge_pages;
 pub mod instructions;
 pub mod kernel;
 pub mod leaks;

@@ -62,11 +62,13 @@ fn mounts() -> Result<()> {
         ("tmpfs", "/tmp"),
         ("tracefs", "/sys/kernel/tracing"),
         ("securityfs", "/sys/kernel/security"),
+        ("cgroup2", "/sys/fs/cgroup"),
     ] {
         mount(kind, place, kind, MountFlags::NOSUID, None)
             .with_context(|| format!("mounting {kind} at {place}"))?;
     }
-    Ok(())
+    // As systemd does it: whoever has a cgroup of its own is charged for its memory.
+    fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory").context("the memory controller")
 }
 
 /// The files are numbered in the order that they need.
