@@ -112,12 +112,12 @@ impl Passed {
             (name, unsafe { OwnedFd::from_raw_fd(fd) })
         };
         let passed: Vec<(String, OwnedFd)> = fds.zip(names).map(take).collect();
-        let is_unknown = |name: &&String| {
-            let of_listener = [Scope::Own, Scope::All].map(name_of).contains(&name.as_str());
-            !of_listener && !fd_store::is_name(name)
+        // What listens comes from a .socket unit; anything else some process of this service has stored.
+        let is_unknown = |(name, fd): &&(String, OwnedFd)| {
+            !is_of_listener(name) && sockopt::socket_acceptconn(fd).is_ok_and(|listens| listens)
         };
-        match passed.iter().map(|(name, _)| name).find(is_unknown) {
-            Some(unknown) => Err(ActivationError::UnknownName(unknown.clone())),
+        match passed.iter().find(is_unknown) {
+            Some((unknown, _)) => Err(ActivationError::UnknownName(unknown.clone())),
             None => Ok(Self(passed)),
         }
     }
@@ -125,11 +125,12 @@ impl Passed {
     /// Takes what an earlier process of this service has stored there.
     pub fn stored(&mut self) -> fd_store::Passed {
         let mut stored = fd_store::Passed::default();
-        let others = self.0.drain(..).filter_map(|(name, fd)| {
-            let not_stored = stored.add(&name, fd).err()?;
-            Some((name, not_stored))
-        });
-        self.0 = others.collect();
+        let (listeners, others) = self.0.drain(..).partition(|(name, _)| is_of_listener(name));
+        self.0 = listeners;
+        let others: Vec<(String, OwnedFd)> = others;
+        for (name, fd) in others {
+            stored.add(&name, fd);
+        }
         stored
     }
 
@@ -188,6 +189,10 @@ fn name_of(scope: Scope) -> &'static str {
         Scope::Own => "broker",
         Scope::All => "control",
     }
+}
+
+fn is_of_listener(name: &str) -> bool {
+    [Scope::Own, Scope::All].map(name_of).contains(&name)
 }
 
 fn is_listening(fd: impl AsFd) -> bool {

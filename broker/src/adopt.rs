@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use xsk_client::wire::LeaseState;
+use xsk_client::wire::{LeaseState, SocketKind};
 
 use crate::audit::{Event, Line};
 use crate::end::{self, Reason};
@@ -16,6 +16,7 @@ use crate::engine::Engine;
 use crate::error::{Failure, chain};
 use crate::heritage::{self, Fate, Heritage};
 use crate::identity::Process;
+use crate::kernel::queue_lock::{NotNow, Unconfined};
 use crate::kernel::queue_probe::QueueUse;
 use crate::kernel::redirect::{Redirect, Takeover};
 use crate::lease::{Lease, LeaseId, LeasedSocket};
@@ -103,9 +104,17 @@ pub fn take_over(engine: &mut Engine, heritage: Heritage) -> Vec<Adopted> {
         }
     }
     engine.fd_store.remove_others();
+    let confined = engine
+        .leases
+        .iter()
+        .filter_map(|lease| lease.confinement.as_ref());
+    engine.locks.end_others(confined);
     empty_slots(engine);
     for (lease, reason) in ends {
         end::end(engine, lease, reason);
+    }
+    for lease in engine.leases.ids(|lease| lease.state == LeaseState::Ending) {
+        end::go_on(engine, lease);
     }
     for lease in engine.leases.ids(|lease| lease.state == LeaseState::Active) {
         match has_sockets(engine, lease) {
@@ -148,17 +157,37 @@ fn resume(engine: &mut Engine, record: &Record, fate: Fate) -> Resumed {
         return Resumed::Gone(Reason::Restarted);
     };
     let id = lease.id();
+    // What may be unbound is confined again before anything else is served or ended, if all of it is there.
+    let confined = match record.stage {
+        Stage::Active => Ok(()),
+        // Once it has ended, what was bound is confined by that.
+        Stage::Ended if !lease.sockets.iter().any(is_unbound) => Ok(()),
+        Stage::Pending | Stage::Ended => confine_anew(engine, &mut lease),
+    };
+    let reason = match confined {
+        Ok(()) => reason,
+        Err(why) => {
+            let interface = &lease.device().name;
+            tracing::error!(lease = id.0, %interface, "cannot confine its sockets anew: {why}");
+            reason.or(Some(Reason::Restarted))
+        }
+    };
     let resumed = match (record.stage, reason) {
         (Stage::Ended, reason) => {
             lease.last_seen = lease.queues();
-            lease.state = LeaseState::Lingering;
             lease.ended = Some((reason.unwrap_or(Reason::Restarted), Instant::now()));
             lease.bound_at_end = true;
             lease.watch = None;
+            // Their slots are emptied with all others that are of no lease.
+            lease.sockets.iter_mut().for_each(|leased| leased.slot = None);
+            // What the store has still was to be retired, or kept a queue under a guard.
+            lease.sockets.retain(|leased| leased.socket.is_some());
+            lease.state = match lease.sockets.is_empty() {
+                true => LeaseState::Lingering,
+                false => LeaseState::Ending,
+            };
             lease.linger_wait = Duration::ZERO;
             lease.due().set(Instant::now());
-            // Their slots are emptied with all others that are of no lease.
-            lease.sockets.clear();
             Resumed::Lingers
         }
         (Stage::Pending | Stage::Active, Some(reason)) => Resumed::Ends(id, reason),
@@ -173,6 +202,35 @@ fn resume(engine: &mut Engine, record: &Record, fate: Fate) -> Resumed {
     };
     engine.leases.add(lease);
     resumed
+}
+
+/// Confines sockets again that have left unbound, if the broker has an fd of each of them.
+///
+/// # Errors
+///
+/// Why not, in words: what was not confined must not go on.
+fn confine_anew(engine: &mut Engine, lease: &mut Lease) -> Result<(), String> {
+    let is_whole = lease.sockets.iter().all(|leased| leased.socket.is_some());
+    if lease.terms().sockets() == SocketKind::Bound || !is_whole {
+        return Ok(());
+    }
+    let standing = engine.fd_store.take_placeholders(lease.device().index);
+    let standing = standing
+        .into_iter()
+        .map(|(queue, (socket, kept))| (queue, (socket, Some(kept))));
+    match engine.locks.resume(lease, standing.collect()) {
+        Ok(confinement) => {
+            lease.confinement = Some(confinement);
+            Ok(())
+        }
+        Err(Unconfined::NotNow(NotNow::Failed(failure))) => Err(chain(&failure)),
+        Err(reason) => Err(format!("{reason:?}")),
+    }
+}
+
+fn is_unbound(leased: &LeasedSocket) -> bool {
+    let socket = leased.socket.as_ref();
+    socket.is_some_and(|socket| !socket.is_bound().unwrap_or(false))
 }
 
 /// The lease that a record speaks of.

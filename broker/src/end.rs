@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 pub use xsk_client::wire::EndReason as Reason;
-use xsk_client::wire::{BrokerError, Change, LeaseState, QueueLock, Revoked};
+use xsk_client::wire::{BrokerError, Change, LeaseState, QueueLock, Revoked, SocketKind};
 
 use crate::audit::{Event, Line};
 use crate::device::Device;
@@ -49,9 +49,11 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
     fail_point::pass("end: begun");
     // Before the slots are emptied: a lease that is written down as active has them filled.
     if let Err(failure) = lease.write_down() {
+        // Without a record it is no lease to the next broker; with the old one it would be one that goes on.
+        lease.strike_out();
         tracing::warn!(
             lease = id.0,
-            "cannot write down that a lease has ended: {}",
+            "cannot write down that a lease has ended, so its record is removed: {}",
             chain(&failure)
         );
     }
@@ -93,6 +95,11 @@ pub fn end(engine: &mut Engine, id: LeaseId, reason: Reason) {
     {
         engine.monitors.publish(lease, Change::State);
     }
+}
+
+/// Goes on with the end of a lease that a broker before has begun to end.
+pub fn go_on(engine: &mut Engine, id: LeaseId) {
+    retire(engine, id, Instant::now());
 }
 
 /// Goes on with the end of a lease some of whose sockets were never bound: they are retired, as far as a lock is to hold
@@ -184,7 +191,10 @@ fn part_with(engine: &mut Engine, id: LeaseId, sockets: Vec<LeasedSocket>) {
     let Some(lease) = engine.leases.get_mut(id) else {
         return;
     };
-    let sockets = sockets.into_iter().filter_map(|leased| leased.socket).collect();
+    let sockets = sockets
+        .into_iter()
+        .filter_map(|leased| Some((leased.socket?, leased.kept)))
+        .collect();
     engine.locks.part_with(lease.device().index, sockets);
 }
 
@@ -316,17 +326,26 @@ pub fn device_gone(engine: &mut Engine, index: u32) {
     }
 }
 
+/// Whether a lease can go on without a broker, until there is one again.
+fn goes_on(lease: &Lease) -> bool {
+    let unlocked = lease.queue_lock() == QueueLock::None;
+    let at_grant = lease.sockets.iter().any(|leased| leased.slot.is_some());
+    // The next one can activate it. Not under placeholders: a manager that has stopped its service for good closes them.
+    let is_kept = !lease.sockets.is_empty()
+        && lease.umem.is_none()
+        && lease.sockets.iter().all(|leased| leased.kept.is_some());
+    let needs_placeholders =
+        lease.queue_lock() == QueueLock::Placeholders && lease.terms().sockets() != SocketKind::Bound;
+    let is_settled =
+        lease.state == LeaseState::Active || (at_grant && unlocked) || (is_kept && !needs_placeholders);
+    is_settled && !lease.holder().has_exited()
+}
+
 /// Ends what cannot go on without this broker, and leaves everything else for the next one: leases that are active go on,
-/// with the programs of their devices. Sockets that were handed over and are not in use yet are taken back, since with the
-/// broker goes what confines them, and nobody else could activate them.
+/// with the programs of their devices. Sockets that were handed over and are not in use yet are taken back, unless a service
+/// manager keeps them and something else than the broker confines them.
 pub fn stop(engine: &mut Engine) {
     engine.stopping = true;
-    let goes_on = |lease: &Lease| {
-        let at_grant = lease.sockets.iter().any(|leased| leased.slot.is_some());
-        let is_settled =
-            lease.state == LeaseState::Active || (at_grant && lease.queue_lock() == QueueLock::None);
-        is_settled && !lease.holder().has_exited()
-    };
     for id in engine.leases.ids(|lease| lease.is_live() && !goes_on(lease)) {
         let exited = engine
             .leases
@@ -355,6 +374,7 @@ pub fn stop(engine: &mut Engine) {
         .redirects
         .retain(|index, _| leases.iter().any(|lease| lease.device().index == *index));
     engine.locks.let_go();
+    engine.fd_store.keeper().wait_sent(give_up);
     let message = match engine.leases.len() {
         0 => "nothing is held".to_owned(),
         left => format!("leases that are left for the next broker: {left}"),

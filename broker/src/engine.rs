@@ -266,6 +266,7 @@ pub fn start(parts: Parts) -> Result<Running, Failure> {
 }
 
 fn run(parts: Parts, inbox: &Inbox, tell: oneshot::Sender<Vec<Adopted>>) {
+    let fd_store = FdStore::new(parts.stored);
     // Never dropped, neither at the end nor by a panic: what is held then goes on, for the next broker to take over. What
     // is to be undone at the end is undone by `end::stop`.
     let mut engine = ManuallyDrop::new(Engine {
@@ -274,14 +275,14 @@ fn run(parts: Parts, inbox: &Inbox, tell: oneshot::Sender<Vec<Adopted>>) {
         leases: Leases::new(parts.accounts),
         redirects: HashMap::new(),
         misfits: Misfits::default(),
-        locks: QueueLocks::new(parts.locks),
+        locks: QueueLocks::new(parts.locks, fd_store.keeper().clone()),
         links: Links::default(),
         probe: QueueProbe::default(),
         monitors: Monitors::default(),
         audit: parts.audit,
         pins: Rc::new(parts.pins),
         journal: parts.journal,
-        fd_store: FdStore::new(parts.stored),
+        fd_store,
         rings_can_be_mapped: None,
         started: Instant::now(),
         stopping: false,

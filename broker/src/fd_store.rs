@@ -1,92 +1,42 @@
-//! The service manager's fd store (sd_pid_notify_with_fds(3)): it keeps another fd of each leased socket while the broker
-//! is killed and started again. So the next broker can ask a socket what the holder's own could tell, and a lease that was
-//! not active yet can be activated by it.
+//! The service manager's fd store (sd_pid_notify_with_fds(3)): it keeps another fd of each leased socket, and of each
+//! placeholder, while the broker is killed and started again. So the next broker can ask a socket what the holder's own
+//! could tell, a lease that was not active yet can be activated by it, and meanwhile placeholders go on to stand.
 //!
-//! **Invariants**: an fd is kept for as long as its lease has the socket, and no longer: [`Kept`] has it removed when
-//! dropped, since a socket that nobody has but the store would keep its queue (F13). The manager is told not to poll it,
-//! which would transmit (F16). The engine never waits for the manager: a thread of its own talks to it.
+//! **Invariants**: an fd is kept for as long as what it stands for has it, and no longer: [`Kept`] has it removed when
+//! dropped, since a socket that nobody has but the store would keep its queue (F13). What leaves the broker unbound leaves
+//! when the manager was sent everything that the next broker needs of it ([`Keeper::sent`]). The manager is told not to
+//! poll it, which would transmit (F16). The engine never waits for the manager: a thread of its own talks to it.
+
+mod passed;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, sockopt};
 use sd_notify::NotifyState;
+use tokio::sync::oneshot;
+use xsk_client::sys;
 
-use crate::error::chain;
 use crate::kernel::xsk::Xsk;
 use crate::lease::LeaseId;
 use crate::privileges;
-use crate::record::Record;
 
-/// What the names of such fds begin with; the lease's number and the queue follow.
-const BEGINNING: &str = "xsk-";
+use passed::is_socket;
+pub use passed::{Name, Passed};
 
-/// Which socket of which lease.
-type Key = (u64, u32);
-
-/// What the manager has passed to this process, and keeps still.
-#[derive(Debug, Default)]
-pub struct Passed(BTreeMap<Key, OwnedFd>);
-
-impl Passed {
-    /// Takes an fd by its name. `Err`: it has not the name of a leased socket.
-    ///
-    /// # Errors
-    ///
-    /// The fd, unchanged.
-    pub fn add(&mut self, name: &str, fd: OwnedFd) -> Result<(), OwnedFd> {
-        match key_of(name) {
-            Some(key) => {
-                self.0.insert(key, fd);
-                Ok(())
-            }
-            None => Err(fd),
-        }
-    }
-
-    /// Whether all sockets of a lease are there.
-    pub fn has_all_of(&self, record: &Record) -> bool {
-        record.terms.queues().iter().all(|queue| {
-            let recorded = record.sockets.iter().find(|socket| socket.queue == queue);
-            let inode = recorded.and_then(|socket| socket.inode);
-            let fd = self.0.get(&(record.lease, queue));
-            fd.is_some_and(|fd| is_socket(fd, inode))
-        })
-    }
-}
-
-/// Whether a name is that of a leased socket.
-pub fn is_name(name: &str) -> bool {
-    key_of(name).is_some()
-}
-
-fn name_of((lease, queue): Key) -> String {
-    format!("{BEGINNING}{lease}-{queue}")
-}
-
-fn key_of(name: &str) -> Option<Key> {
-    let (lease, queue) = name.strip_prefix(BEGINNING)?.split_once('-')?;
-    let key = (lease.parse().ok()?, queue.parse().ok()?);
-    // As it is written here, and no other way.
-    (name_of(key) == name).then_some(key)
-}
-
-/// Whether this is an AF_XDP socket, and the one that was written down.
-fn is_socket(fd: &OwnedFd, inode: Option<u64>) -> bool {
-    let is_xdp = sockopt::socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::XDP);
-    let found = rustix::fs::fstat(fd).ok().map(|stat| stat.st_ino);
-    is_xdp && inode.is_none_or(|inode| found == Some(inode))
-}
-
-/// The store, as the engine sees it. Without a manager that has one it keeps nothing.
+/// The store as the engine finds it at its start. Without a manager that has one it is empty, and keeps nothing.
 #[derive(Debug)]
 pub struct FdStore {
-    passed: BTreeMap<Key, OwnedFd>,
-    manager: Option<Manager>,
+    passed: Passed,
+    keeper: Keeper,
 }
+
+/// Who keeps fds. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Keeper(Option<Manager>);
 
 #[derive(Debug, Clone)]
 struct Manager {
@@ -97,23 +47,22 @@ struct Manager {
 
 #[derive(Debug)]
 enum Order {
-    Keep(Key, OwnedFd),
-    Remove(Key),
+    Keep(Name, OwnedFd),
+    Remove(String),
+    /// To be told when all orders before this one were sent.
+    Tell(oneshot::Sender<()>),
 }
 
 /// An fd that the manager keeps. Dropped, it is removed.
 #[derive(Debug)]
 pub struct Kept {
-    key: Key,
+    name: Name,
     manager: Manager,
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        let room = &self.manager.room;
-        room.set(room.get() + 1);
-        // An error is the thread's end, of which it has told.
-        drop(self.manager.orders.send(Order::Remove(self.key)));
+        self.manager.remove(self.name.to_string());
     }
 }
 
@@ -122,40 +71,26 @@ impl FdStore {
     pub fn new(passed: Passed) -> Self {
         let most = std::env::var("FDSTORE").ok().and_then(|most| most.parse().ok());
         let most: usize = most.unwrap_or(0);
-        let manager = (most > 0 || !passed.0.is_empty())
-            .then(|| Manager::start(most.saturating_sub(passed.0.len())))
+        let manager = (most > 0 || passed.len() > 0)
+            .then(|| Manager::start(most.saturating_sub(passed.len())))
             .flatten();
         Self {
-            passed: passed.0,
-            manager,
+            passed,
+            keeper: Keeper(manager),
         }
     }
 
-    /// Has the manager keep another fd of a socket, if it has room.
-    pub fn keep(&self, lease: LeaseId, socket: &Xsk) -> Option<Kept> {
-        let manager = self.manager.as_ref().filter(|manager| manager.room.get() > 0)?;
-        let fd = match socket.duplicate() {
-            Ok(fd) => fd,
-            Err(failure) => {
-                tracing::warn!("a socket is not kept by the service manager: {}", chain(&failure));
-                return None;
-            }
-        };
-        let key = (lease.0, socket.queue());
-        manager.orders.send(Order::Keep(key, fd)).ok()?;
-        manager.room.set(manager.room.get() - 1);
-        Some(Kept {
-            key,
-            manager: manager.clone(),
-        })
+    /// Who keeps fds from now on.
+    pub fn keeper(&self) -> &Keeper {
+        &self.keeper
     }
 
     /// Takes the socket of a lease's queue back, if it was kept; `inode` is what was written down of it.
     pub fn take(&mut self, lease: LeaseId, queue: u32, inode: Option<u64>) -> Option<(Xsk, Kept)> {
-        let key = (lease.0, queue);
-        let manager = self.manager.clone()?;
-        let fd = self.passed.remove(&key)?;
-        let kept = Kept { key, manager };
+        let (fd, kept) = self.take_by(Name::Socket {
+            lease: lease.0,
+            queue,
+        })?;
         if is_socket(&fd, inode) {
             return Some((Xsk::kept(fd, queue), kept));
         }
@@ -163,19 +98,103 @@ impl FdStore {
             lease = lease.0,
             queue,
             "what the service manager has kept by the name {} is not the socket of that lease",
-            name_of(key)
+            kept.name
         );
         None
     }
 
-    /// Has the manager remove what it kept for leases that are no more.
+    /// Takes the placeholders of a device back, by their queues.
+    pub fn take_placeholders(&mut self, interface_index: u32) -> BTreeMap<u32, (OwnedFd, Kept)> {
+        let is_of_device = |name: &Name| match name {
+            Name::Placeholder {
+                interface_index: index,
+                queue,
+            } if *index == interface_index => Some((*name, *queue)),
+            _ => None,
+        };
+        let names: Vec<(Name, u32)> = self.passed.fds.keys().filter_map(is_of_device).collect();
+        let take = |(name, queue)| {
+            let (fd, kept) = self.take_by(name)?;
+            // What is bound to nothing keeps no queue; another takes its place.
+            let stands = is_socket(&fd, None) && sys::is_bound(&fd).unwrap_or(false);
+            stands.then_some((queue, (fd, kept)))
+        };
+        names.into_iter().filter_map(take).collect()
+    }
+
+    fn take_by(&mut self, name: Name) -> Option<(OwnedFd, Kept)> {
+        let manager = self.keeper.0.clone()?;
+        let fd = self.passed.fds.remove(&name)?;
+        Some((fd, Kept { name, manager }))
+    }
+
+    /// Closes what nobody has taken, has the manager remove it, and tells of it: of leases that are no more, placeholders
+    /// that no lease needs, and what is none of ours.
     pub fn remove_others(&mut self) {
-        let Some(manager) = &self.manager else {
+        let Passed { fds, strange } = std::mem::take(&mut self.passed);
+        let Keeper(Some(manager)) = &self.keeper else {
             return;
         };
-        for key in std::mem::take(&mut self.passed).into_keys() {
-            let manager = manager.clone();
-            drop(Kept { key, manager });
+        for name in fds.into_keys() {
+            tracing::info!("the service manager had kept {name}, which nothing needs any more: it is closed");
+            manager.remove(name.to_string());
+        }
+        for name in strange {
+            tracing::warn!(
+                "the service manager had kept {name:?}, which is nothing of this broker's: it is closed"
+            );
+            manager.remove(name);
+        }
+    }
+}
+
+impl Keeper {
+    /// Has the manager keep another fd of this, if it has room.
+    pub fn keep(&self, name: Name, fd: BorrowedFd<'_>) -> Option<Kept> {
+        let manager = self.0.as_ref()?;
+        if manager.room.get() == 0 {
+            tracing::warn!(
+                "the service manager has no room to keep {name}: what it stands for is lost if the broker is restarted now \
+                 (FileDescriptorStoreMax=)"
+            );
+            return None;
+        }
+        let fd = match fd.try_clone_to_owned() {
+            Ok(fd) => fd,
+            Err(error) => {
+                tracing::warn!(%error, "{name} is not kept by the service manager: fcntl(F_DUPFD_CLOEXEC)");
+                return None;
+            }
+        };
+        manager.orders.send(Order::Keep(name, fd)).ok()?;
+        manager.room.set(manager.room.get() - 1);
+        Some(Kept {
+            name,
+            manager: manager.clone(),
+        })
+    }
+
+    /// The same for the socket of a lease's queue.
+    pub fn keep_socket(&self, lease: LeaseId, socket: &Xsk) -> Option<Kept> {
+        let (lease, queue) = (lease.0, socket.queue());
+        self.keep(Name::Socket { lease, queue }, socket.as_fd())
+    }
+
+    /// Resolves when the manager was sent all that was ordered up to here: from then on it is there for the next broker,
+    /// whatever becomes of this one. `None`: there is no manager that keeps anything.
+    pub fn sent(&self) -> Option<oneshot::Receiver<()>> {
+        let (tell, sent) = oneshot::channel();
+        self.0.as_ref()?.orders.send(Order::Tell(tell)).ok()?;
+        Some(sent)
+    }
+
+    /// Waits for the same, for the end of the broker alone.
+    pub fn wait_sent(&self, give_up: Instant) {
+        const LOOK: Duration = Duration::from_millis(2);
+
+        let Some(mut sent) = self.sent() else { return };
+        while sent.try_recv() == Err(oneshot::error::TryRecvError::Empty) && Instant::now() < give_up {
+            std::thread::sleep(LOOK);
         }
     }
 }
@@ -193,6 +212,12 @@ impl Manager {
             room: Rc::new(Cell::new(room)),
         })
     }
+
+    fn remove(&self, name: String) {
+        self.room.set(self.room.get() + 1);
+        // An error is the thread's end, of which it has told.
+        drop(self.orders.send(Order::Remove(name)));
+    }
 }
 
 fn talk(orders: &Receiver<Order>) {
@@ -202,8 +227,8 @@ fn talk(orders: &Receiver<Order>) {
     }
     for order in orders {
         let told = match &order {
-            Order::Keep(key, fd) => {
-                let name = name_of(*key);
+            Order::Keep(name, fd) => {
+                let name = name.to_string();
                 let states = [
                     NotifyState::FdStore,
                     NotifyState::FdName(&name),
@@ -211,35 +236,18 @@ fn talk(orders: &Receiver<Order>) {
                 ];
                 sd_notify::notify_with_fds(&states, &[fd.as_fd()])
             }
-            Order::Remove(key) => {
-                let name = name_of(*key);
-                sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)])
+            Order::Remove(name) => {
+                sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
             }
+            Order::Tell(_) => Ok(()),
         };
         if let Err(error) = told {
             tracing::warn!(%error, ?order, "cannot tell the service manager (NOTIFY_SOCKET)");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_read_as_they_are_written() {
-        assert_eq!(name_of((7, 3)), "xsk-7-3");
-        assert_eq!(key_of("xsk-7-3"), Some((7, 3)));
-        for other in [
-            "xsk-7",
-            "xsk-07-3",
-            "xsk-7-3-1",
-            "xsk-7-x",
-            "broker",
-            "xsk-+7-3",
-            "",
-        ] {
-            assert_eq!(key_of(other), None, "{other}");
+        if let Order::Tell(tell) = order
+            && tell.send(()).is_err()
+        {
+            tracing::debug!("who wanted to know what the service manager was sent has given up");
         }
     }
 }

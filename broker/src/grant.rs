@@ -17,9 +17,11 @@ mod refusals;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::oneshot::{self, error::TryRecvError};
+use tokio::time::timeout;
 use xsk_client::wire::{
     Acquire, Acquired, BindReply, Change, GrantedSocket, InterfaceName, QueueLock, SocketKind,
 };
@@ -60,6 +62,8 @@ pub struct HandOver {
     pub fds: Vec<OwnedFd>,
     /// What charges the client for them, until somebody else keeps it.
     pub unread: Option<Unread>,
+    /// Resolves when the service manager was sent what the next broker is to have of it.
+    stored: Option<oneshot::Receiver<()>>,
     lease: LeaseId,
     /// Whose lease it is; it may give it away before this is delivered.
     holder: Arc<Process>,
@@ -96,6 +100,21 @@ impl HandOver {
             lease.is_some_and(|lease| lease.is_live() && lease.holder().is(&holder))
         };
         self.engine.call(turn, is_held).await
+    }
+
+    /// Waits until a service manager that keeps fds has those that the next broker needs for this lease: only then may
+    /// anybody else have its sockets. Not for ever: without them it is as without such a manager.
+    pub async fn until_stored(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+
+        if let Some(stored) = self.stored.take()
+            && timeout(PATIENCE, stored).await.is_err()
+        {
+            tracing::warn!(
+                lease = self.lease.0,
+                "the service manager does not take fds to keep (NOTIFY_SOCKET): this lease may not outlive a restart"
+            );
+        }
     }
 
     /// The number of the lease.
@@ -170,9 +189,9 @@ pub fn acquire(
     check_map(&reservation, &redirect)?;
     if reservation.terms().sockets() != SocketKind::Bound {
         if lock == QueueLock::Placeholders
-            && let Some(lease) = unheld(engine, device.index)
+            && let Some(lease) = engine.leases.unheld(device.index)
         {
-            return Err(unconfined(&reservation, Unconfined::Unheld(lease)));
+            return Err(unconfined(&reservation, Unconfined::Unheld(lease.id())));
         }
         engine
             .locks
@@ -217,6 +236,7 @@ pub fn acquire(
         reply: HandOverReply::Acquired(reply),
         fds,
         unread: Some(unread),
+        stored: engine.fd_store.keeper().sent(),
         lease: id,
         holder: Arc::clone(peer.process()),
         is_delivered: false,
@@ -233,17 +253,6 @@ struct Made {
     confinement: Option<Confinement>,
     /// To be handed over.
     fds: Vec<OwnedFd>,
-}
-
-/// A living lease of a device of whose sockets we have no fd, because another broker made them: no placeholder could take
-/// over its queue in the moment when its holder lets go.
-fn unheld(engine: &Engine, index: u32) -> Option<LeaseId> {
-    engine
-        .leases
-        .taken_over()
-        .filter(|lease| lease.device().index == index && lease.is_live())
-        .find(|lease| lease.sockets.iter().any(|leased| leased.socket.is_none()))
-        .map(Lease::id)
 }
 
 /// Kinds `prepared` and `bare`: unbound sockets, the former with their rings.
@@ -271,7 +280,7 @@ fn unbound(engine: &mut Engine, lease: &Lease, device: &Device, lock: QueueLock)
             ),
         };
         fds.push(socket.duplicate()?);
-        let kept = engine.fd_store.keep(reservation.id(), &socket);
+        let kept = engine.fd_store.keeper().keep_socket(reservation.id(), &socket);
         sockets.push(LeasedSocket::new(socket, slot, None).kept_by(kept));
     }
     Ok(Made {

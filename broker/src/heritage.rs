@@ -4,7 +4,7 @@
 //! **Invariant**: nothing here changes anything. What is not understood is refused by name and left where it is; of a lease
 //! that is refused no slot stays filled.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use xsk_client::wire::{EndReason, InterfaceName, QueueLock, SocketKind};
@@ -73,6 +73,19 @@ pub enum Fate {
     },
     /// It is not of this network namespace: its record is left as it is.
     Elsewhere,
+}
+
+impl Fate {
+    /// What goes on ends instead.
+    fn end(&mut self, reason: EndReason) {
+        *self = match std::mem::replace(self, Self::Elsewhere) {
+            Self::GoesOn { holder, .. } => {
+                let holder = Some(holder);
+                Self::Ends { holder, reason }
+            }
+            other => other,
+        };
+    }
 }
 
 impl Heritage {
@@ -204,7 +217,28 @@ impl Heritage {
             };
             self.leases.push((record, fate));
         }
+        self.end_beside_unheld(by.1);
         Ok(())
+    }
+
+    /// Ends what is out unbound under placeholders beside a lease of whose sockets the broker has no fd: nothing could keep
+    /// that one's queues when its holder lets go of them, which is why nothing would leave unbound beside it either.
+    fn end_beside_unheld(&mut self, stored: &fd_store::Passed) {
+        let goes_on = |fate: &Fate| matches!(fate, Fate::GoesOn { .. });
+        let unheld: BTreeSet<u32> = self
+            .leases
+            .iter()
+            .filter(|(record, fate)| goes_on(fate) && !stored.has_all_of(record))
+            .map(|(record, _)| record.interface_index)
+            .collect();
+        for (record, fate) in &mut self.leases {
+            let needs_placeholders = record.stage == Stage::Pending
+                && record.queue_lock == QueueLock::Placeholders
+                && record.terms.sockets() != SocketKind::Bound;
+            if needs_placeholders && unheld.contains(&record.interface_index) {
+                fate.end(EndReason::Restarted);
+            }
+        }
     }
 }
 
@@ -225,14 +259,12 @@ fn fate(
     let holder = record.holder.find()?;
     let goes_on = match record.stage {
         Stage::Active => true,
-        // Its slots are filled, and its sockets are confined by nothing that went with the broker: it is where it was.
+        // With its sockets at hand it can be confined anew, and activated. Without, it is where it was if its slots are
+        // filled, and nothing that went with the broker confined it.
         Stage::Pending => {
             let all_filled = record.filled().count() == record.terms.queues().len();
-            let is_stored = stored.has_all_of(record);
-            // What the broker had bound before it handed it over can be bound to nothing else.
-            let is_sealed = is_stored && record.terms.sockets() == SocketKind::Bound;
-            let is_there = (record.terms.inserted_at_grant() && all_filled) || is_stored;
-            (record.queue_lock == QueueLock::None && is_there) || is_sealed
+            let unlocked = record.queue_lock == QueueLock::None;
+            stored.has_all_of(record) || (unlocked && record.terms.inserted_at_grant() && all_filled)
         }
         Stage::Ended => {
             let reason = record.ended.unwrap_or(EndReason::Restarted);

@@ -94,10 +94,15 @@ impl Entry {
         }
         self.directory.write(&self.name, &text)
     }
+
+    /// Removes what is written, if anything is.
+    pub fn remove(&self) {
+        self.directory.remove(&self.name);
+    }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.directory.remove(&self.name);
+        self.remove();
     }
 }

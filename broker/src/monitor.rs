@@ -44,7 +44,7 @@ impl Monitors {
     pub fn publish(&self, lease: &Lease, change: Change) {
         for feed in self.0.iter().filter_map(Weak::upgrade) {
             if report::sees(feed.scope, feed.uid, lease) {
-                feed.push(report::event(lease, change));
+                feed.push(report::event(lease, change, feed.scope));
             }
         }
     }

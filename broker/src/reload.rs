@@ -18,8 +18,8 @@ use std::thread;
 use rustix::process::{Resource as Limit, getrlimit};
 use tokio::sync::{Mutex, oneshot};
 use xsk_client::wire::{
-    BrokerError, InterfaceNote, LeaseState, MistakeSeverity, NotAllowed, PolicyMistake, QueueLock, Reloaded,
-    Requester, SocketKind,
+    BrokerError, Change, InterfaceNote, LeaseState, MistakeSeverity, NotAllowed, PolicyMistake, QueueLock,
+    Reloaded, Requester, SocketKind,
 };
 
 use crate::audit::{Event, Line};
@@ -244,7 +244,12 @@ pub fn weigh_all(engine: &mut Engine) {
 /// Weighs a live lease by the policy in force; ends it where it is not wanted any more.
 fn weigh(engine: &mut Engine, id: LeaseId, unwanted: Unwanted) -> Option<NotAllowed> {
     let lease = engine.leases.get_mut(id)?;
-    lease.objection = objection(&engine.policy, &engine.locks, &engine.misfits, lease);
+    let objection = objection(&engine.policy, &engine.locks, &engine.misfits, lease);
+    let before = std::mem::replace(&mut lease.objection, objection);
+    // One that ends tells why by its end.
+    if before != lease.objection && unwanted == Unwanted::Kept {
+        engine.monitors.publish(lease, Change::Policy);
+    }
     let reason = lease.objection.as_ref()?.for_operator.clone();
     let subject = &lease.requester().subject;
     let mut told = NotAllowed {

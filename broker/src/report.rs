@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use xsk_client::wire::{
     Change, EndReason, Ended, Explain, Explained, Holder, Interface, Interfaces, Lease as WireLease,
-    LeaseEvent, Leases, Probe, Quota, Requester, Status, StillHeld, Used,
+    LeaseEvent, Leases, Probe, QueueLock, Quota, Requester, Status, StillHeld, Used,
 };
 
 use crate::charge::Accounts;
@@ -59,7 +59,7 @@ pub fn holder(lease: &Lease) -> Holder {
 }
 
 /// An event in a lease's life, and how things stand after it.
-pub fn event(lease: &Lease, change: Change) -> LeaseEvent {
+pub fn event(lease: &Lease, change: Change, scope: Scope) -> LeaseEvent {
     LeaseEvent {
         lease: lease.id().0,
         change,
@@ -73,7 +73,17 @@ pub fn event(lease: &Lease, change: Change) -> LeaseEvent {
         up: lease.link().is_some_and(|link| link.up),
         carrier: lease.link().is_some_and(|link| link.carrier),
         mtu: lease.link().map_or(0, |link| link.mtu),
+        not_allowed: not_allowed(lease, scope),
     }
+}
+
+/// Why the policy in force would not give a lease, in the words for this reader.
+fn not_allowed(lease: &Lease, scope: Scope) -> Option<String> {
+    let objection = lease.objection.as_ref()?;
+    Some(match scope {
+        Scope::Own => objection.for_peer.clone(),
+        Scope::All => objection.for_operator.clone(),
+    })
 }
 
 /// What still keeps the queues of a lease that has ended, as far as can be known.
@@ -99,10 +109,6 @@ fn ended(lease: &Lease) -> Option<Ended> {
 
 /// A lease as it is now.
 pub fn lease(lease: &Lease, scope: Scope) -> WireLease {
-    let objection = lease.objection.as_ref().map(|objection| match scope {
-        Scope::Own => &objection.for_peer,
-        Scope::All => &objection.for_operator,
-    });
     let (terms, device, subject) = (lease.terms(), lease.device(), &lease.requester().subject);
     WireLease {
         lease: lease.id().0,
@@ -124,7 +130,7 @@ pub fn lease(lease: &Lease, scope: Scope) -> WireLease {
         ended: ended(lease),
         rx_stopped: lease.rx_stopped(),
         tx_may_continue: lease.tx_may_continue(),
-        not_allowed: objection.cloned(),
+        not_allowed: not_allowed(lease, scope),
         up: lease.link().is_some_and(|link| link.up),
         carrier: lease.link().is_some_and(|link| link.carrier),
         mtu: lease.link().map_or(0, |link| link.mtu),
@@ -169,6 +175,11 @@ pub fn interfaces(engine: &mut Engine, scope: Scope, peer: &Peer) -> Result<Inte
             }),
             None => Vec::new(),
         };
+        let queue_lock = engine.locks.in_force(settings.queue_lock).ok();
+        let blocking = engine
+            .leases
+            .unheld(device.index)
+            .filter(|_| queue_lock == Some(QueueLock::Placeholders));
         interfaces.push(Interface {
             interface: name,
             interface_index: device.index,
@@ -179,13 +190,14 @@ pub fn interfaces(engine: &mut Engine, scope: Scope, peer: &Peer) -> Result<Inte
             queues: device.rx_queues,
             queues_max: device.max_queues,
             reserved: settings.reserved.below(device.max_queues),
-            queue_lock: engine.locks.in_force(settings.queue_lock).ok(),
+            queue_lock,
             placeholders,
             foreign,
             tainted_by: engine
                 .locks
                 .tainted_by(device.index)
                 .filter(|_| scope == Scope::All),
+            blocked_by: blocking.map(|lease| lease.id().0),
             held,
             passed: redirect.map_or(0, kernel::redirect::Redirect::passed),
         });

@@ -98,17 +98,23 @@ impl RunDirectory {
     ///
     /// # Errors
     ///
-    /// What the kernel says; the old one is as it was.
+    /// What the kernel says; the old one is as it was, and nothing is left of the new one.
     pub fn write(&self, name: &str, text: &[u8]) -> Result<(), Failure> {
         let failed = |call, source: io::Error| Failure::kernel(call, self.path.join(name).display(), source);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let new = format!("{name}{NEW}");
         let file = openat(&self.fd, &new, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|errno| failed("open", errno.into()))?;
-        File::from(file)
+        let written = File::from(file)
             .write_all(text)
-            .map_err(|source| failed("write", source))?;
-        renameat(&self.fd, &new, &self.fd, name).map_err(|errno| failed("rename", errno.into()))
+            .map_err(|source| failed("write", source))
+            .and_then(|()| {
+                renameat(&self.fd, &new, &self.fd, name).map_err(|errno| failed("rename", errno.into()))
+            });
+        if written.is_err() {
+            self.remove(&new);
+        }
+        written
     }
 
     /// Removes a file. What cannot be removed is told in the log; one that is not there is no news.

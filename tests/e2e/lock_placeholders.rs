@@ -16,7 +16,7 @@ use xsk_client::wire::{Acquire, BrokerError, LeaseState, QueueLock, SocketKind, 
 
 use crate::bound_scene::needs_bound;
 use crate::lease_scene::{
-    PATIENCE, Traffic, allow_kinds, allow_with, eth0, state_of, wait_event, wait_until,
+    PATIENCE, Traffic, allow_kinds, allow_with, eth0, operator, state_of, wait_event, wait_until,
 };
 use crate::puppet::{Order, Puppet};
 use crate::rogue::{Race, Rogue};
@@ -250,6 +250,12 @@ fn while_a_lease_lives_that_was_taken_over_nothing_leaves_unbound() {
         refused.text.contains(&format!("until lease {lease} ends")),
         "{refused:?}"
     );
+    assert_eq!(eth0(&broker).blocked_by, Some(lease));
+    let list = broker.cli(&["list"]).unwrap().stdout;
+    assert!(
+        list.contains(&format!("unbound until lease {lease} ends")),
+        "{list}"
+    );
     // Nothing of kind `bound` leaves unbound.
     if e2e::kernel::lacks_for_bound().is_none() {
         let mut client = broker.client_of(&bob).unwrap();
@@ -260,7 +266,36 @@ fn while_a_lease_lives_that_was_taken_over_nothing_leaves_unbound() {
     holder.kill();
     wait_event(&broker, "ended", lease);
     wait_until("its queue is free", || state_of(&broker, lease).is_none());
+    assert_eq!(eth0(&broker).blocked_by, None);
     other.hold("eth0:5");
+}
+
+/// One that has ended while its holder keeps the socket is as any other that lingers: nobody is granted its queue, and what
+/// leaves unbound may be bound to that alone, once it is let go.
+#[test]
+fn one_that_lingers_after_it_was_taken_over_blocks_nobody_and_is_granted_to_nobody() {
+    let world = World::new().unwrap();
+    let [alice, mallory] = [(); 2].map(|()| Uid::take().unwrap());
+    let mut broker = BrokerProcess::start(&world, &policy("placeholders", &[&alice, &mallory], "")).unwrap();
+    let mut holder = Puppet::start(&world, Side::Host, &alice.user());
+    let lease = holder.hold("eth0:5");
+    broker.kill().unwrap();
+    broker.restart().unwrap();
+    operator(&broker).revoke(lease).unwrap();
+    assert_eq!(state_of(&broker, lease), Some(LeaseState::Lingering));
+    assert_eq!(eth0(&broker).blocked_by, None);
+    let mut other = Puppet::start(&world, Side::Host, &mallory.user());
+    assert_eq!(other.acquire("eth0:5").unwrap_err().kind, "QueueBusy");
+    let out = other.acquire("eth0:1").unwrap();
+    assert_eq!(eth0(&broker).placeholders, [0, 2, 3, 4, 6, 7]);
+    // When it is let go of its queue gets a placeholder, too.
+    holder.close(lease);
+    wait_until("its queue is kept busy", || {
+        eth0(&broker).placeholders.contains(&5)
+    });
+    other.bind(out).unwrap();
+    other.activate(out).unwrap();
+    wait_until("its queue is free", || state_of(&broker, lease).is_none());
 }
 
 #[test]

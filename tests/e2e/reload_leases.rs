@@ -6,7 +6,7 @@ use e2e::broker::BrokerProcess;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use serde_json::{Value, json};
-use xsk_client::wire::{EndReason, LeaseState, QueueLock, XdpMode};
+use xsk_client::wire::{Change, EndReason, LeaseState, QueueLock, XdpMode};
 
 use crate::lease_monitor::{event, monitor, operators};
 use crate::lease_scene::{SILENCE, Traffic, allow, allow_with, interface, policy, wait_event, wait_until};
@@ -270,6 +270,25 @@ fn a_holder_is_told_by_its_monitor() {
     let lease = holder.hold("eth0:3");
     let (mut of_alice, seen) = monitor(&broker, &alice);
     assert_eq!(seen, 1);
+    // Kept, and told: what concerns its holder of it, in the words of its own rules.
+    let (mut of_all, _) = operators(&broker);
+    let rules = policy(&[(alice.number(), "1-7")]);
+    let output = reload(&broker, &interface("eth0", ""), &[]);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    for monitor in [&mut of_alice, &mut of_all] {
+        let kept = event(monitor);
+        assert_eq!(
+            (kept.lease, kept.change, kept.state),
+            (lease, Change::Policy, LeaseState::Active)
+        );
+        assert!(kept.not_allowed.is_some() && !kept.rx_stopped, "{kept:?}");
+    }
+    // Given again it is told, too; the same once more is no news.
+    for _ in 0..2 {
+        assert_eq!(reload(&broker, &rules, &[]).code, Some(0));
+    }
+    let given = event(&mut of_alice);
+    assert_eq!((given.change, given.not_allowed), (Change::Policy, None));
     let output = reload(&broker, &interface("eth0", ""), &["--revoke"]);
     assert_eq!(output.code, Some(75), "{output:?}");
     let ended = event(&mut of_alice);

@@ -11,11 +11,10 @@ use e2e::broker::{BrokerProcess, Output, cli};
 use e2e::leaks::Leaks;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
-use serde_json::Value;
 
 use crate::lease_scene::{PATIENCE, Traffic, interface, leases, policy, wait_until};
 use crate::puppet::{Puppet, Seen};
-use crate::restart_scene::{filled_slots, pinned_map};
+use crate::restart_scene::{filled_slots, pieces, pinned_map};
 
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -67,22 +66,6 @@ fn purge(world: &World, more: &[&str]) -> Output {
         "/run/bpf/xsk-broker",
     ];
     cli(world, None, &[&arguments, more].concat()).unwrap()
-}
-
-/// What is to be done about each piece: by kind and name.
-fn pieces(output: &Output) -> BTreeMap<(String, String), (String, String)> {
-    assert_eq!(output.code, Some(0), "{output:?}");
-    let pieces: Vec<Value> = serde_json::from_str(&output.stdout).unwrap();
-    let text = |piece: &Value, member: &str| piece[member].as_str().unwrap().to_owned();
-    pieces
-        .iter()
-        .map(|piece| {
-            (
-                (text(piece, "kind"), text(piece, "name")),
-                (text(piece, "action"), text(piece, "why")),
-            )
-        })
-        .collect()
 }
 
 #[test]

@@ -8,10 +8,11 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use e2e::bpf;
-use e2e::broker::BrokerProcess;
+use e2e::broker::{BrokerProcess, Output};
 use e2e::raw_xsk::RawXsk;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
+use serde_json::Value;
 use xsk_client::wire::{Lease, LeaseState};
 
 use crate::lease_scene::{END, Traffic, leases};
@@ -192,4 +193,20 @@ pub(crate) fn filled_slots(world: &World, map: &OwnedFd) -> BTreeSet<u32> {
         }
     };
     (0..8).filter(is_filled).collect()
+}
+
+/// What is to be done about each piece: by kind and name.
+pub(crate) fn pieces(output: &Output) -> BTreeMap<(String, String), (String, String)> {
+    assert_eq!(output.code, Some(0), "{output:?}");
+    let pieces: Vec<Value> = serde_json::from_str(&output.stdout).unwrap();
+    let text = |piece: &Value, member: &str| piece[member].as_str().unwrap().to_owned();
+    pieces
+        .iter()
+        .map(|piece| {
+            (
+                (text(piece, "kind"), text(piece, "name")),
+                (text(piece, "action"), text(piece, "why")),
+            )
+        })
+        .collect()
 }

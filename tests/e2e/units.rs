@@ -98,15 +98,15 @@ fn a_broker_with_what_the_units_leave_it_serves() {
     }
     let text =
         policy(&[(alice.number(), "1-7")]).replace("queue-lock = \"none\"", "queue-lock = \"placeholders\"");
+    let tending = manager.tend().unwrap();
     let mut broker = BrokerProcess::builder()
         .service(manager.service())
         .start(&world, &text)
         .unwrap();
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
     let lease = holder.hold("eth0:3");
-    manager
-        .wait_names(&["broker", "control", &format!("xsk-{lease}-3")], PATIENCE)
-        .unwrap();
+    let names = ["broker", "control", &format!("xsk-{lease}-3")];
+    tending.wait(PATIENCE, |found| found == names).unwrap();
     assert_eq!(broker.cli(&["reload"]).unwrap().code, Some(0));
     // Files in its directories are its own by now: the next start, as root again, gets on with them.
     broker.kill().unwrap();

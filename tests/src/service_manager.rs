@@ -4,33 +4,37 @@
 //! NOTIFY_SOCKET, and no more capabilities than a unit leaves it. Since a pid is known only to the process itself, this
 //! test program is started first, as [`as_service`], and becomes the service.
 
+mod as_service;
+
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use command_fds::{CommandFdExt, FdMapping};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
 };
-use rustix::process::Signal;
 use rustix::thread::CapabilitySet;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::binaries;
 use crate::holder;
 use crate::patience::stretched;
 use crate::process::Process;
 use crate::world::{Side, World};
+
+pub use as_service::as_service;
 
 /// At most this many fds are passed: more than fit in a message are none of its business.
 const MAX_FDS: usize = 64;
@@ -136,14 +140,52 @@ impl<'w> ServiceManager<'w> {
     pub fn hear(&self, timeout: Duration) -> Result<Said> {
         let timeout = Some(stretched(timeout));
         sockopt::set_socket_timeout(&self.notify, sockopt::Timeout::Recv, timeout)?;
+        self.service.hear(&self.notify, RecvFlags::empty())
+    }
+
+    /// Keeps and removes fds by itself as the service says, until what this gives is dropped. Nobody else is to hear what
+    /// the service says meanwhile.
+    pub fn tend(&self) -> Result<Tending> {
+        Tending::start(self.notify.try_clone()?, self.service.clone())
+    }
+
+    /// The names of what is passed at the next start, in the order in which it came.
+    pub fn names(&self) -> Vec<String> {
+        let started = self.service.lock();
+        started.fds.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Hears what the service says until these are the names of what is passed.
+    pub fn wait_names(&self, names: &[&str], timeout: Duration) -> Result<()> {
+        while self.names() != names {
+            self.hear(timeout)
+                .with_context(|| format!("waiting for {names:?}, there are {:?}", self.names()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ServiceManager<'_> {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(self.world.path("notify")));
+    }
+}
+
+impl Service {
+    fn lock(&self) -> MutexGuard<'_, Started> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the service says next, with what it asks for done.
+    fn hear(&self, notify: &UnixDatagram, flags: RecvFlags) -> Result<Said> {
         let mut bytes = vec![0; MAX_BYTES];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = recvmsg(
-            &self.notify,
+            notify,
             &mut [IoSliceMut::new(&mut bytes)],
             &mut control,
-            RecvFlags::CMSG_CLOEXEC,
+            RecvFlags::CMSG_CLOEXEC | flags,
         )
         .context("the service says nothing")?;
         let mut pid = None;
@@ -181,34 +223,12 @@ impl<'w> ServiceManager<'w> {
             );
             // Else it is polled, which has an AF_XDP socket transmit.
             ensure!(said.value("FDPOLL") == "0", "it is not to be polled: {said:?}");
-            for fd in fds {
-                self.pass(name, fd);
-            }
+            let named = fds.into_iter().map(|fd| (name.to_owned(), fd));
+            self.lock().fds.extend(named);
         } else if said.value("FDSTOREREMOVE") == "1" {
-            self.service.lock().fds.retain(|(stored, _)| stored != name);
+            self.lock().fds.retain(|(stored, _)| stored != name);
         }
         Ok(())
-    }
-
-    /// The names of what is passed at the next start, in the order in which it came.
-    pub fn names(&self) -> Vec<String> {
-        let started = self.service.lock();
-        started.fds.iter().map(|(name, _)| name.clone()).collect()
-    }
-
-    /// Hears what the service says until these are the names of what is passed.
-    pub fn wait_names(&self, names: &[&str], timeout: Duration) -> Result<()> {
-        while self.names() != names {
-            self.hear(timeout)
-                .with_context(|| format!("waiting for {names:?}, there are {:?}", self.names()))?;
-        }
-        Ok(())
-    }
-}
-
-impl Service {
-    fn lock(&self) -> MutexGuard<'_, Started> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a program as this service on the host's side, as root.
@@ -278,80 +298,86 @@ impl Service {
     }
 }
 
-/// The body of a test program that becomes a service.
-///
-/// # Panics
-///
-/// Where it cannot.
-#[expect(clippy::panic, reason = "it is the body of a test")]
-pub fn as_service(_arguments: &[String]) {
-    let Err(error) = become_service();
-    panic!("cannot become the service: {error:?}");
+/// A manager that does what the service says while nobody looks.
+#[derive(Debug)]
+pub struct Tending {
+    notify: Arc<Mutex<UnixDatagram>>,
+    service: Service,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
 }
 
-fn become_service() -> Result<std::convert::Infallible> {
-    let mut bytes = vec![0; MAX_BYTES];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(
-        std::io::stdin(),
-        &mut [IoSliceMut::new(&mut bytes)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
-    let mut fds: Vec<OwnedFd> = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
+impl Tending {
+    fn start(notify: UnixDatagram, service: Service) -> Result<Self> {
+        const PAUSE: Duration = Duration::from_millis(1);
+
+        let (notify, stop) = (Arc::new(Mutex::new(notify)), Arc::new(AtomicBool::new(false)));
+        let mut tending = Self {
+            notify,
+            service,
+            stop,
+            thread: None,
+        };
+        let (notify, service, stop) = (
+            Arc::clone(&tending.notify),
+            tending.service.clone(),
+            Arc::clone(&tending.stop),
+        );
+        let tend = move || {
+            while !stop.load(Ordering::Relaxed) {
+                hear_all(&notify, &service)?;
+                thread::sleep(PAUSE);
+            }
+            Ok(())
+        };
+        tending.thread = Some(thread::Builder::new().name("manager".into()).spawn(tend)?);
+        Ok(tending)
+    }
+
+    /// Everything that the service has said so far is done, as it is before a manager starts one anew.
+    pub fn catch_up(&self) -> Result<()> {
+        hear_all(&self.notify, &self.service)
+    }
+
+    /// Waits until something is so of the names of what is passed at the next start.
+    pub fn wait(&self, timeout: Duration, mut so: impl FnMut(&[String]) -> bool) -> Result<()> {
+        let give_up = Instant::now() + stretched(timeout);
+        loop {
+            let names: Vec<String> = self
+                .service
+                .lock()
+                .fds
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect();
+            if so(&names) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < give_up, "there are {names:?}");
+            thread::sleep(Duration::from_millis(1));
         }
     }
-    let order: Value = serde_json::from_slice(bytes.get(..received.bytes).unwrap_or_default())?;
-    let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
-    let list = |name: &str| -> Result<Vec<String>> {
-        order[name]
-            .as_array()
-            .context("no list")?
-            .iter()
-            .map(text)
-            .collect()
-    };
-    let mut command = Command::new(PathBuf::from(text(&order["program"])?));
-    command.args(list("arguments")?).env_clear().stdin(Stdio::null());
-    for (name, value) in order["environment"].as_object().context("no environment")? {
-        command.env(name, text(value)?);
-    }
-    let names = list("names")?;
-    ensure!(names.len() == fds.len(), "fds were lost on the way");
-    if !fds.is_empty() {
-        command
-            .env("LISTEN_FDS", fds.len().to_string())
-            .env("LISTEN_PID", std::process::id().to_string())
-            .env("LISTEN_FDNAMES", names.join(":"));
-        let mappings = (3..)
-            .zip(fds)
-            .map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
-        command.fd_mappings(mappings.collect())?;
-    }
-    if let Some(kept) = order["capabilities"].as_u64() {
-        cut_bounding_set(CapabilitySet::from_bits_retain(kept))?;
-    }
-    // It was the main thread that was to die with the test.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    Err(command.exec()).context("exec")
 }
 
-fn cut_bounding_set(kept: CapabilitySet) -> Result<()> {
-    for number in 0..64 {
-        let capability = CapabilitySet::from_bits_retain(1 << number);
-        if kept.contains(capability) {
-            continue;
-        }
-        match rustix::thread::remove_capability_from_bounding_set(capability) {
-            Ok(()) => {}
-            // Beyond the last one that this kernel knows.
-            Err(rustix::io::Errno::INVAL) => break,
-            Err(error) => return Err(error.into()),
+/// Whatever was said: `notify` is held until it is done.
+fn hear_all(notify: &Mutex<UnixDatagram>, service: &Service) -> Result<()> {
+    let notify = notify.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        match service.hear(&notify, RecvFlags::DONTWAIT) {
+            Ok(_) => {}
+            Err(error) if error.downcast_ref() == Some(&Errno::WOULDBLOCK) => return Ok(()),
+            Err(error) => return Err(error),
         }
     }
-    Ok(())
+}
+
+impl Drop for Tending {
+    #[expect(clippy::panic, reason = "it is a test's")]
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().map(JoinHandle::join);
+        if !matches!(ended, Some(Ok(Ok(())))) && !thread::panicking() {
+            panic!("the stand-in for a service manager has failed: {ended:?}");
+        }
+    }
 }

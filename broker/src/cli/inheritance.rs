@@ -95,7 +95,15 @@ fn lease(record: &Record, fate: &Fate, probe: &mut QueueProbe) -> Piece {
             ),
         },
         Fate::Ends { holder: None, .. } => of(Action::End, "its holder is gone".to_owned()),
-        Fate::Ends { reason, .. } => of(Action::End, format!("{}: it was not active", end::word(*reason))),
+        // The fds are passed to the service alone.
+        Fate::Ends { reason, .. } => of(
+            Action::End,
+            format!(
+                "{}: it was not active; it goes on where a service manager has kept its sockets, which is not to be seen \
+                 from here",
+                end::word(*reason)
+            ),
+        ),
         Fate::Lingers { reason, .. } => of(
             Action::TakeOver,
             format!(

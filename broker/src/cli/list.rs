@@ -75,6 +75,12 @@ pub(super) fn notes_on(interface: &Interface) -> Vec<String> {
             "{name}: no sockets that leave unbound until pid {pid} has gone, which had one when a broker crashed\n"
         ));
     }
+    if let Some(lease) = interface.blocked_by {
+        notes.push(format!(
+            "{name}: no sockets that leave unbound until lease {lease} ends, which was taken over from the broker before without \
+             an fd of its sockets\n"
+        ));
+    }
     notes
 }
 

@@ -97,6 +97,10 @@ fn event_line(event: &LeaseEvent) -> String {
             let link = link_word(event.up, event.carrier);
             format!("device: {link}, MTU {}", event.mtu)
         }
+        Change::Policy => match &event.not_allowed {
+            Some(why) => format!("kept, though the policy would not give it now ({why})"),
+            None => "the policy gives it".to_owned(),
+        },
     };
     format!(
         "lease {} {}:{} {what}, {}\n",

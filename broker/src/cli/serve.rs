@@ -74,7 +74,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME|UID", default_value = "xsk-broker")]
     user: String,
 
-    /// Do nothing, and tell what would become of the leases and programs that a broker before this one has left
+    /// Do nothing, and tell what would become of the leases and programs that a broker before this one has left; what a
+    /// service manager keeps of them (its fd store) is passed to the service alone, and not seen by this
     #[arg(long)]
     dry_run: bool,
 

@@ -59,6 +59,7 @@ impl Connection {
 
         let deadline = Instant::now() + DEADLINE;
         self.until_read(deadline).await?;
+        hand_over.until_stored().await;
         if !hand_over.is_wanted(self.turn()).await.unwrap_or(false) {
             let gone: Error = end::no_such_lease(hand_over.lease()).into();
             return self.send(&self.error_message(gone, call)).await;

@@ -87,7 +87,7 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
         if !can_be_mapped {
             return Err(unsupported().into());
         }
-        let kept = engine.fd_store.keep(id, &socket);
+        let kept = engine.fd_store.keeper().keep_socket(id, &socket);
         let leased = socket_of(lease, socket)?.kept_by(kept);
         lease.sockets.push(leased);
     }
@@ -103,6 +103,7 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
         reply: HandOverReply::Bound(reply(lease)),
         fds,
         unread: Some(unread),
+        stored: engine.fd_store.keeper().sent(),
         lease: id,
         holder: Arc::clone(peer.process()),
         is_delivered: false,

@@ -65,10 +65,18 @@ impl Leases {
         self.last_taken_over = self.last_id;
     }
 
-    /// Those that were taken over.
-    pub fn taken_over(&self) -> impl Iterator<Item = &Lease> {
+    /// A living lease of a device of whose sockets we have no fd, because another broker made them: no placeholder could
+    /// take over its queue in the moment when its holder lets go.
+    ///
+    /// One that lingers does not count: nobody is granted its queue while its holder keeps the socket, and what takes the
+    /// queue then is as after any other lease's end (SECURITY.md, "Placeholders do not hold what is not theirs").
+    pub fn unheld(&self, index: u32) -> Option<&Lease> {
         let theirs = ..=LeaseId(self.last_taken_over);
-        self.by_id.range(theirs).map(|(_, lease)| lease)
+        self.by_id
+            .range(theirs)
+            .map(|(_, lease)| lease)
+            .filter(|lease| lease.device().index == index && lease.is_live())
+            .find(|lease| lease.sockets.iter().any(|leased| leased.socket.is_none()))
     }
 }
 
@@ -99,5 +107,10 @@ impl Lease {
         let mut record = Record::of(self, self.entry.boot());
         record.holder = RecordedHolder::of(holder, uid);
         self.entry.write(&record)
+    }
+
+    /// Removes what is written down of it.
+    pub fn strike_out(&self) {
+        self.entry.remove();
     }
 }

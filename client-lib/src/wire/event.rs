@@ -58,6 +58,8 @@ words! {
         Holder = "holder",
         /// Its device was set up or down, renamed, or has another MTU.
         Device = "device",
+        /// The policy was read anew, and says something else of it than before; it is kept, whatever that is.
+        Policy = "policy",
     }
 }
 
@@ -92,6 +94,9 @@ pub struct LeaseEvent {
     pub carrier: bool,
     /// The longest packet of the device, in bytes without the Ethernet header.
     pub mtu: u32,
+    /// Why the policy in force would not give it, if it would not: it is an older one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_allowed: Option<String>,
 }
 
 /// One reply of `Monitor`: leases, or an event.

@@ -182,6 +182,11 @@ pub struct Interface {
     /// sockets of that kind. Told on the control socket only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tainted_by: Option<u32>,
+    /// The lease until whose end the device gives no sockets that leave unbound: it was taken over from a broker before
+    /// without an fd of its sockets, so that placeholders could not hold its queues when its holder lets go of them. Where
+    /// there are several, the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked_by: Option<u64>,
     /// Queues that are held now.
     pub held: Vec<u32>,
     /// Packets of queues that nobody holds, passed to the host's stack since XDP was attached.

@@ -22,7 +22,7 @@ use xsk_client::sys::BindFlags;
 use xsk_client::wire::{SocketKind, ZeroCopy};
 
 use super::scratch::ScratchDevice;
-use crate::error::Failure;
+use crate::error::{Failure, chain};
 use crate::kernel::xsk::Xsk;
 use crate::lease::Reservation;
 use pins::Pins;
@@ -70,6 +70,47 @@ impl Lsm {
         })
     }
 
+    /// The leash of sockets that another broker has handed out, by the permits that they have.
+    ///
+    /// # Errors
+    ///
+    /// What bpf(2) says; ENOENT where they have no permit of one lease.
+    pub(super) fn resume<'s>(&self, sockets: impl Iterator<Item = &'s Xsk>) -> Result<Leash, Failure> {
+        let permits = self.0.sockets();
+        let mut ticket = None;
+        for socket in sockets {
+            let [broker, number, ..] = permits
+                .get(&socket.as_fd(), 0)
+                .map_err(|error| failed("BPF_MAP_LOOKUP_ELEM", "the permit of a socket", error))?;
+            let found = Ticket { broker, number };
+            // The broker's own it has where it was about to be retired.
+            if number == OWN || *ticket.get_or_insert(found) != found {
+                return Err(no_permit());
+            }
+        }
+        drop(permits);
+        Ok(Leash {
+            lsm: self.clone(),
+            ticket: ticket.ok_or_else(no_permit)?,
+            settled: false,
+        })
+    }
+
+    /// Ends the tickets of all other brokers but these, of which as many may have sockets that are still unbound.
+    pub(super) fn end_others<'l>(&self, resumed: impl Iterator<Item = &'l Leash>) {
+        let resumed: Vec<Ticket> = resumed.map(|leash| leash.ticket).collect();
+        match self.0.end_all_but(&resumed) {
+            Ok(0) => {}
+            Ok(left) => tracing::warn!(
+                "sockets of {left} leases of brokers before this one may still be unbound: they can be bound to nothing"
+            ),
+            Err(error) => tracing::error!(
+                error = chain(&error),
+                "cannot end what a broker before has handed out"
+            ),
+        }
+    }
+
     /// Has a socket whose lease has ended be bound to one queue of a scratch device, and to nothing else.
     ///
     /// # Errors
@@ -104,10 +145,13 @@ impl Loaded {
     }
 
     fn permit(&self, socket: &impl AsRawFd, permit: Permit) -> Result<(), Failure> {
-        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        sockets
+        self.sockets()
             .insert(socket, <[u64; 4]>::from(permit), 0)
             .map_err(|error| failed("BPF_MAP_UPDATE_ELEM", "the permit of a socket", error))
+    }
+
+    fn sockets(&self) -> MutexGuard<'_, SkStorage<MapData, [u64; 4]>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn leases(&self) -> MutexGuard<'_, HashMap<MapData, [u64; 2], u32>> {
@@ -210,6 +254,14 @@ impl Drop for Leash {
             self.end();
         }
     }
+}
+
+fn no_permit() -> Failure {
+    Failure::kernel(
+        "BPF_MAP_LOOKUP_ELEM",
+        "the permits of a lease's sockets",
+        rustix::io::Errno::NOENT,
+    )
 }
 
 fn failed(call: &'static str, object: &str, error: MapError) -> Failure {

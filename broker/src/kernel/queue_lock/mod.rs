@@ -11,23 +11,24 @@ mod retire;
 mod scratch;
 mod taint;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use xsk_client::wire::QueueLock;
 
 pub use lsm::{Lsm, NotInForce, is_left_in, is_pin, take_down_left};
-pub use placeholders::NotNow;
+pub use placeholders::{KeptSocket, NotNow};
 pub use retire::{Retired, Retirement};
 pub use scratch::Scratch;
 pub use taint::{Taints, UNBOUND, holder_in};
 
 use crate::device::Device;
 use crate::error::{Failure, chain};
+use crate::fd_store::{Keeper, Kept};
 use crate::identity::Process;
 use crate::kernel::queue_probe::QueueProbe;
 use crate::kernel::xsk::Xsk;
-use crate::lease::{LeaseId, Reservation};
+use crate::lease::{Lease, LeaseId, Reservation};
 use crate::policy::QueueLockSetting;
 use lsm::Leash;
 use placeholders::{Guard, Placeholders};
@@ -72,10 +73,10 @@ impl<E: Into<NotNow>> From<E> for Unconfined {
 }
 
 impl QueueLocks {
-    /// Nothing is out yet.
-    pub fn new(parts: Parts) -> Self {
+    /// Nothing is out yet. `keeper` keeps placeholders for the next broker.
+    pub fn new(parts: Parts, keeper: Keeper) -> Self {
         Self {
-            placeholders: Placeholders::default(),
+            placeholders: Placeholders::new(keeper),
             scratch: parts.scratch,
             was_tried: false,
             taints: parts.taints,
@@ -167,7 +168,9 @@ impl QueueLocks {
         match lock {
             QueueLock::Placeholders => {
                 let granted = reservation.terms().queues().iter().collect();
-                let guard = self.placeholders.guard(reservation.id(), device, &granted)?;
+                let guard = self
+                    .placeholders
+                    .guard(reservation.id(), device, &granted, BTreeMap::new())?;
                 let announced = self.taints.announce(device.index, reservation.holder())?;
                 Ok(Confinement::Placeholders {
                     _guard: guard,
@@ -181,6 +184,54 @@ impl QueueLocks {
                 }
             },
             QueueLock::None => Ok(Confinement::None),
+        }
+    }
+
+    /// Confines the sockets of a lease anew that another broker has handed out unbound, as they were: all of them are there,
+    /// and with them what it had standing. Whatever happened meanwhile, those that are not bound by now can be bound to
+    /// nothing but what was granted once this has succeeded.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says, or that the lock is not to be had any more.
+    pub fn resume(
+        &mut self,
+        lease: &Lease,
+        standing: BTreeMap<u32, KeptSocket>,
+    ) -> Result<Confinement, Unconfined> {
+        let (device, holder) = (lease.device(), lease.holder());
+        match lease.queue_lock() {
+            QueueLock::Placeholders => {
+                let granted = lease.terms().queues().iter().collect();
+                let guard = self.placeholders.guard(lease.id(), device, &granted, standing)?;
+                let announced = self.taints.resume(device.index, holder)?;
+                let announced = announced.ok_or(Unconfined::Tainted)?;
+                Ok(Confinement::Placeholders {
+                    _guard: guard,
+                    announced,
+                })
+            }
+            QueueLock::Lsm => match &self.lsm {
+                Ok(lsm) => Ok(Confinement::Lsm(
+                    lsm.resume(lease.sockets.iter().filter_map(|leased| leased.socket.as_ref()))?,
+                )),
+                Err(reason) => {
+                    Err(Failure::kernel("confine", reason, std::io::ErrorKind::Unsupported).into())
+                }
+            },
+            QueueLock::None => Ok(Confinement::None),
+        }
+    }
+
+    /// Ends what is out of other brokers' and was not resumed, and tells of it: `resumed` is what was.
+    pub fn end_others<'c>(&self, resumed: impl Iterator<Item = &'c Confinement>) {
+        self.taints.tell();
+        let leashes = resumed.filter_map(|confinement| match confinement {
+            Confinement::Lsm(leash) => Some(leash),
+            Confinement::None | Confinement::Placeholders { .. } => None,
+        });
+        if let Ok(lsm) = &self.lsm {
+            lsm.end_others(leashes);
         }
     }
 
@@ -207,7 +258,7 @@ impl QueueLocks {
     }
 
     /// Takes the sockets of a lease that has ended, and closes them when it is time for it.
-    pub fn part_with(&self, index: u32, sockets: Vec<Xsk>) {
+    pub fn part_with(&self, index: u32, sockets: Vec<(Xsk, Option<Kept>)>) {
         self.placeholders.part_with(index, sockets);
     }
 

@@ -5,12 +5,15 @@
 //! holder's, of which we have an fd too and do not close it meanwhile. So whatever its holder does, such a socket can be
 //! bound to its own lease's queues, and to nothing else.
 //!
+//! A service manager that keeps fds has another one of each of these sockets while the guard stands. So they go on to keep
+//! their queues when the broker is killed, until the next one has raised the guard anew of them ([`Placeholders::guard`]).
+//!
 //! Without a guard there are no placeholders: they would be in the way of whoever sets the number of queues, and the
 //! kernel takes its time to let go of one (F12). While it does, the next guard waits, and nobody else.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +23,7 @@ use xsk_client::sys::{self, BindFlags};
 use super::closer::Closer;
 use crate::device::Device;
 use crate::error::Failure;
+use crate::fd_store::{Keeper, Kept, Name};
 use crate::kernel::queue_probe::{self, QueueProbe, QueueUse};
 use crate::kernel::xsk::Xsk;
 use crate::lease::LeaseId;
@@ -34,8 +38,11 @@ const LEAVING_UNSEEN: Duration = Duration::from_millis(80);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// All guards of the broker.
-#[derive(Debug, Default)]
-pub(super) struct Placeholders(Rc<RefCell<Devices>>);
+#[derive(Debug)]
+pub(super) struct Placeholders {
+    devices: Rc<RefCell<Devices>>,
+    keeper: Keeper,
+}
 
 /// By index.
 #[derive(Debug, Default)]
@@ -43,6 +50,9 @@ struct Devices {
     guarded: HashMap<u32, Guarded>,
     closer: Rc<Closer>,
 }
+
+/// A socket that keeps a queue, and that the service manager may keep as well.
+pub type KeptSocket = (OwnedFd, Option<Kept>);
 
 #[derive(Debug, Default)]
 struct Guarded {
@@ -56,9 +66,9 @@ struct Standing {
     lease: LeaseId,
     /// What the lease's sockets may be bound to.
     granted: BTreeSet<u32>,
-    placeholders: BTreeMap<u32, OwnedFd>,
+    placeholders: BTreeMap<u32, KeptSocket>,
     /// Sockets of leases that ended meanwhile: each keeps its queue.
-    kept: Vec<Xsk>,
+    kept: Vec<(Xsk, Option<Kept>)>,
     /// When to look again.
     look: Instant,
 }
@@ -81,13 +91,21 @@ impl From<Failure> for NotNow {
 }
 
 impl Placeholders {
+    /// None stands yet. `keeper` keeps them for the next broker.
+    pub(super) fn new(keeper: Keeper) -> Self {
+        Self {
+            devices: Rc::default(),
+            keeper,
+        }
+    }
+
     /// Whether a guard could be raised: for who has more to look at before it is.
     ///
     /// # Errors
     ///
     /// [`NotNow`].
     pub(super) fn could_guard(&self, device: &Device, probe: &mut QueueProbe) -> Result<(), NotNow> {
-        let mut devices = self.0.borrow_mut();
+        let mut devices = self.devices.borrow_mut();
         let Some(guarded) = devices.guarded.get_mut(&device.index) else {
             return Ok(());
         };
@@ -112,6 +130,9 @@ impl Placeholders {
     /// long as the guard stands, since what it has is kept then; if it is a stranger, or a holder that would not let go
     /// of an ended lease's socket, it is looked at again and again.
     ///
+    /// `standing` are those that a broker before has put up for this lease, and that somebody has kept; for a new one there
+    /// are none.
+    ///
     /// # Errors
     ///
     /// [`NotNow`]; nothing stands then.
@@ -120,9 +141,11 @@ impl Placeholders {
         lease: LeaseId,
         device: &Device,
         granted: &BTreeSet<u32>,
+        mut standing: BTreeMap<u32, KeptSocket>,
     ) -> Result<Guard, NotNow> {
+        standing.retain(|queue, _| !granted.contains(queue));
         {
-            let mut devices = self.0.borrow_mut();
+            let mut devices = self.devices.borrow_mut();
             let guarded = devices.guarded.entry(device.index).or_default();
             if guarded.guard.is_some() {
                 return Err(NotNow::Turn);
@@ -130,21 +153,21 @@ impl Placeholders {
             guarded.guard = Some(Standing {
                 lease,
                 granted: granted.clone(),
-                placeholders: BTreeMap::new(),
+                placeholders: standing,
                 kept: Vec::new(),
                 look: Instant::now() + LOOK,
             });
         }
         // From here on dropping it takes down whatever stands.
         let guard = Guard {
-            devices: Rc::clone(&self.0),
+            devices: Rc::clone(&self.devices),
             index: device.index,
         };
-        let mut devices = self.0.borrow_mut();
+        let mut devices = self.devices.borrow_mut();
         let Some(guarded) = devices.guarded.get_mut(&device.index) else {
             return Err(NotNow::Turn);
         };
-        let result = guarded.fill(device, &BTreeSet::new());
+        let result = guarded.fill(device, &BTreeSet::new(), &self.keeper);
         // What was on its way to be free and is not is neither ours nor anybody's for long.
         let leaving = guarded
             .leaving
@@ -168,7 +191,7 @@ impl Placeholders {
         device: impl Fn(u32) -> Option<Device>,
     ) {
         let due: Vec<u32> = self
-            .0
+            .devices
             .borrow()
             .guarded
             .iter()
@@ -177,7 +200,7 @@ impl Placeholders {
             .collect();
         for index in due {
             let (device, active) = (device(index), active(index));
-            let mut devices = self.0.borrow_mut();
+            let mut devices = self.devices.borrow_mut();
             let Some(guarded) = devices.guarded.get_mut(&index) else {
                 continue;
             };
@@ -186,7 +209,7 @@ impl Placeholders {
             }
             // A device that is gone needs no guard, of which news is on its way.
             let Some(device) = device else { continue };
-            if let Err(failure) = guarded.fill(&device, &active) {
+            if let Err(failure) = guarded.fill(&device, &active, &self.keeper) {
                 tracing::warn!(
                     interface = %device.name,
                     error = crate::error::chain(&failure),
@@ -198,7 +221,7 @@ impl Placeholders {
 
     /// When [`Placeholders::look_again`] has something to do.
     pub(super) fn due(&self) -> Option<Instant> {
-        let devices = self.0.borrow();
+        let devices = self.devices.borrow();
         devices
             .guarded
             .values()
@@ -207,32 +230,26 @@ impl Placeholders {
     }
 
     /// Takes the sockets of a lease that has ended: closes them, or keeps them as placeholders while a guard stands.
-    pub(super) fn part_with(&self, index: u32, sockets: Vec<Xsk>) {
-        let mut devices = self.0.borrow_mut();
+    pub(super) fn part_with(&self, index: u32, sockets: Vec<(Xsk, Option<Kept>)>) {
+        let mut devices = self.devices.borrow_mut();
         let closer = Rc::clone(&devices.closer);
         let guarded = devices.guarded.entry(index).or_default();
         match &mut guarded.guard {
             Some(guard) => guard.kept.extend(sockets),
-            None => guarded.close(
-                sockets
-                    .into_iter()
-                    .map(|socket| (socket.queue(), socket.into()))
-                    .collect(),
-                &closer,
-            ),
+            None => guarded.close(sockets.into_iter().map(of_queue), &closer),
         }
     }
 
     /// The queues of a device that placeholders keep busy, and for whose sake.
     pub(super) fn standing(&self, index: u32) -> Option<(LeaseId, Vec<u32>)> {
-        let devices = self.0.borrow();
+        let devices = self.devices.borrow();
         let guard = devices.guarded.get(&index)?.guard.as_ref()?;
         Some((guard.lease, guard.placeholders.keys().copied().collect()))
     }
 
     /// Whether the kernel may not have let go of a queue yet that was ours.
     pub(super) fn is_leaving(&self, index: u32, queue: u32) -> bool {
-        let devices = self.0.borrow();
+        let devices = self.devices.borrow();
         devices
             .guarded
             .get(&index)
@@ -242,7 +259,7 @@ impl Placeholders {
 
     /// A device is gone: nothing can be bound to it.
     pub(super) fn forget(&self, index: u32) {
-        if let Some(guarded) = self.0.borrow_mut().guarded.get_mut(&index) {
+        if let Some(guarded) = self.devices.borrow_mut().guarded.get_mut(&index) {
             guarded.leaving.clear();
         }
     }
@@ -250,7 +267,7 @@ impl Placeholders {
 
 impl Guarded {
     /// Puts placeholders on what has none, except on granted and active queues.
-    fn fill(&mut self, device: &Device, active: &BTreeSet<u32>) -> Result<(), Failure> {
+    fn fill(&mut self, device: &Device, active: &BTreeSet<u32>, keeper: &Keeper) -> Result<(), Failure> {
         let Some(guard) = &mut self.guard else {
             return Ok(());
         };
@@ -279,7 +296,12 @@ impl Guarded {
             };
             match sys::bind(&socket, device.index, queue, BindFlags::XDP_COPY) {
                 Ok(()) => {
-                    guard.placeholders.insert(queue, socket);
+                    let name = Name::Placeholder {
+                        interface_index: device.index,
+                        queue,
+                    };
+                    let kept = keeper.keep(name, socket.as_fd());
+                    guard.placeholders.insert(queue, (socket, kept));
                     self.leaving.remove(&queue);
                 }
                 // Somebody has it; or it is no more, since there are fewer queues now than when they were counted.
@@ -292,12 +314,19 @@ impl Guarded {
         Ok(())
     }
 
-    fn close(&mut self, sockets: Vec<(u32, OwnedFd)>, closer: &Closer) {
+    /// Closes sockets, which nobody keeps any more either.
+    fn close(&mut self, sockets: impl Iterator<Item = (u32, KeptSocket)>, closer: &Closer) {
         let now = Instant::now();
-        self.leaving
-            .extend(sockets.iter().map(|(queue, _)| (*queue, now)));
-        closer.close(sockets.into_iter().map(|(_, socket)| socket));
+        closer.close(sockets.map(|(queue, (socket, kept))| {
+            self.leaving.insert(queue, now);
+            drop(kept);
+            socket
+        }));
     }
+}
+
+fn of_queue((socket, kept): (Xsk, Option<Kept>)) -> (u32, KeptSocket) {
+    (socket.queue(), (socket.into(), kept))
 }
 
 /// Stands while the unbound sockets of a lease are out. Dropped, it takes its placeholders down.
@@ -316,10 +345,7 @@ impl Drop for Guard {
             return;
         };
         let Some(guard) = guarded.guard.take() else { return };
-        let kept = guard
-            .kept
-            .into_iter()
-            .map(|socket| (socket.queue(), socket.into()));
-        guarded.close(guard.placeholders.into_iter().chain(kept).collect(), &closer);
+        let kept = guard.kept.into_iter().map(of_queue);
+        guarded.close(guard.placeholders.into_iter().chain(kept), &closer);
     }
 }

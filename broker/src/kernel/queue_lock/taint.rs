@@ -51,15 +51,7 @@ impl Taints {
                 continue;
             };
             match holder_in(&directory, &name) {
-                Ok(Some(holder)) => {
-                    tracing::warn!(
-                        ifindex = index,
-                        pid = holder.pid(),
-                        "a broker that crashed had given this process a socket that may still be unbound: no more of that \
-                         kind on the device until it is gone"
-                    );
-                    holders.insert(index, holder);
-                }
+                Ok(Some(holder)) => drop(holders.insert(index, holder)),
                 Ok(None) => directory.remove(&name),
                 Err(error) if is_nonsense(&error) => {
                     tracing::warn!(name, %error, "cannot make out what a broker that crashed has left");
@@ -80,6 +72,37 @@ impl Taints {
         self.holders.remove(&index);
         self.directory.remove(&file_name(index));
         None
+    }
+
+    /// Tells of the devices that are tainted.
+    pub fn tell(&self) {
+        for (index, holder) in &self.holders {
+            tracing::warn!(
+                ifindex = index,
+                pid = holder.pid(),
+                "a broker that crashed had given this process a socket that may still be unbound: no more of that kind on the \
+                 device until it is gone"
+            );
+        }
+    }
+
+    /// The broker has the sockets at hand that this process had unbound, and confines them again: they taint nothing. As
+    /// [`Self::announce`] from then on. `None`: it is another process by which the device is tainted.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn resume(&mut self, index: u32, holder: &Process) -> Result<Option<Announced>, Failure> {
+        match self.holders.get(&index) {
+            Some(found) if !found.is(holder) => return Ok(None),
+            // Its file says what is to be said.
+            Some(_) => drop(self.holders.remove(&index)),
+            None => return self.announce(index, holder).map(Some),
+        }
+        Ok(Some(Announced {
+            directory: Arc::clone(&self.directory),
+            name: file_name(index),
+        }))
     }
 
     /// Says that a process is about to have an unbound socket of this device, until what this gives is dropped.

@@ -2,7 +2,8 @@
 //! loaded takes none, so that neither has to be kept for it.
 //!
 //! What a broker that crashed has left is taken over: new programs are attached over the same maps before the old ones
-//! go, so that at no moment a socket is without a lock, and all tickets that are found end.
+//! go, so that at no moment a socket is without a lock. All tickets that are found end, but for those of leases that go on,
+//! once it is known which these are ([`Lsm::end_others`]).
 
 use std::io;
 use std::sync::atomic::AtomicU64;
@@ -135,26 +136,20 @@ impl Lsm {
             .map_err(|error| not_loaded("a ticket", &error))?;
         in_force::check(&loaded)?;
         loaded.pins.remove_links_but(broker).map_err(NotInForce::Failed)?;
-        let left = loaded.end_all_others()?;
-        if left > 0 {
-            tracing::warn!(
-                "sockets of {left} leases of brokers before this one may still be unbound: they can be bound to nothing"
-            );
-        }
         Ok(Self(Arc::new(loaded)))
     }
 }
 
 impl Loaded {
-    /// Ends the tickets of all other brokers, and says how many there are but those brokers' own.
-    fn end_all_others(&self) -> Result<usize, NotInForce> {
+    /// Ends the tickets of all other brokers but these, and says how many there are but those brokers' own.
+    pub(super) fn end_all_but(&self, resumed: &[Ticket]) -> Result<usize, NotInForce> {
         let mut leases = self.leases();
         let all: Result<Vec<[u64; 2]>, _> = leases.keys().collect();
         let mut left = 0;
         for key in all.map_err(|error| not_loaded("the tickets of brokers before", &error))? {
             let ticket = Ticket::from(key);
             let ended = match ticket {
-                Ticket { broker, .. } if broker == self.broker => Ok(()),
+                Ticket { broker, .. } if broker == self.broker || resumed.contains(&ticket) => Ok(()),
                 Ticket { number: OWN, .. } => leases.remove(&key),
                 _ => {
                     left += 1;
