@@ -12,8 +12,13 @@ use e2e::process::was_killed;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 
-use crate::lease_scene::{PATIENCE, Traffic, leases, policy};
+use xsk_client::sys::{self, BindFlags};
+use xsk_client::wire::{Acquire, LeaseState, SocketKind};
+
+use crate::lease_scene::{PATIENCE, Traffic, leases, policy, state_of, wait_until};
+use crate::puppet::{Puppet, Seen};
 use crate::restart_scene::{Held, check, four_holders, pin, under_a_stream};
+use crate::rogue::give_memory;
 
 /// Another build's program: it sends packets where ours does, and counts nothing.
 fn other_program(sockets: &OwnedFd, counters: &OwnedFd) -> OwnedFd {
@@ -187,4 +192,65 @@ fn where_the_map_would_have_to_change_the_old_program_goes_on() {
     broker.restart().unwrap();
     let link = world.netlink(Side::Host).link("eth0").unwrap();
     assert_ne!(link.xdp, Some(old));
+}
+
+/// The maximum of queues was raised while no broker was there: the map of the program that runs is for as many as there
+/// could be before.
+#[test]
+fn queues_beyond_the_map_that_is_there_are_had_once_it_can_be_made_anew() {
+    const BEFORE: u32 = 4;
+    let world = World::new().unwrap();
+    let [alice, bob] = [(); 2].map(|()| Uid::take().unwrap());
+    let rules = policy(&[(alice.number(), "1-7"), (bob.number(), "1-7")]);
+    let mut broker = BrokerProcess::start(&world, &rules).unwrap();
+    let mut client = broker.client_of(&alice).unwrap();
+    let request = Acquire::new("eth0:1".parse().unwrap(), SocketKind::Prepared);
+    let (acquired, sockets) = client.acquire(&request).unwrap();
+    let _memory = give_memory(&sockets[0]);
+    sys::bind(&sockets[0], acquired.interface_index, 1, BindFlags::XDP_COPY).unwrap();
+    client.activate(acquired.lease).unwrap();
+    broker.kill().unwrap();
+
+    // As a broker would have attached it then.
+    let few = bpf::create_map(MapType::XskMap, "xsks", 4, BEFORE).unwrap();
+    bpf::insert_socket(&few, 1, &sockets[0]).unwrap();
+    let counters = bpf::open_pinned(&pinned(&world, &broker, "counters")).unwrap();
+    let program = other_program(&few, &counters);
+    let link = bpf::open_pinned(&pinned(&world, &broker, "link")).unwrap();
+    bpf::update_link(&link, &program).unwrap();
+    for (what, object) in [("program", &program), ("xsks", &few)] {
+        let path = pinned(&world, &broker, what);
+        fs::remove_file(&path).unwrap();
+        bpf::pin(object, &path).unwrap();
+    }
+    drop((few, program, link, counters));
+
+    broker.restart().unwrap();
+    let told = |line: &str| {
+        let words = "has room for 4 queues, and the device can have 8";
+        line.contains(words).then_some(())
+    };
+    broker.process().wait_stderr(PATIENCE, told).unwrap();
+    assert_eq!(state_of(&broker, acquired.lease), Some(LeaseState::Active));
+    let mut holder = Puppet::start(&world, Side::Host, &bob.user());
+    let refused = holder.acquire("eth0:5").unwrap_err();
+    assert_eq!(refused.kind, "DeviceUnavailable", "{refused:?}");
+    assert!(
+        refused.text.contains("queue 5 of eth0 is beyond the map"),
+        "{refused:?}"
+    );
+    let within = holder.hold("eth0:3");
+    // What the refusal says: the leases have ended, a stop, a start.
+    holder.release(within);
+    holder.close(within);
+    broker.client_of(&alice).unwrap().release(acquired.lease).unwrap();
+    drop((sockets, client));
+    wait_until("both are free", || leases(&broker).is_empty());
+    assert!(broker.stop().unwrap().success());
+    broker.restart().unwrap();
+    let beyond = holder.hold("eth0:5");
+    let traffic = Traffic::new(&world);
+    traffic.send_all(5, 0..50);
+    let seen = holder.receive(beyond, 5, 50, Duration::from_secs(5));
+    assert_eq!(seen, Seen::only(5, 50));
 }
