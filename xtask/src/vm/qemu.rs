@@ -85,12 +85,14 @@ impl Qemu {
     pub(super) fn command(&self, in_namespace: bool) -> Command {
         let mut command = if in_namespace {
             let mut command = Command::new(NAMESPACE[0]);
-            command.args(&NAMESPACE[1..]).arg(&self.program);
+            command.args(&NAMESPACE[1..]).args(WITH_ITS_PARENT);
             command
         } else {
-            Command::new(&self.program)
+            let mut command = Command::new(WITH_ITS_PARENT[0]);
+            command.args(&WITH_ITS_PARENT[1..]);
+            command
         };
-        command.stdin(Stdio::null());
+        command.arg(&self.program).stdin(Stdio::null());
         let Some(folder) = &self.unpacked else {
             return command;
         };
@@ -151,6 +153,10 @@ impl Qemu {
 /// Starts a program in a network namespace of its own, in which it is root, without being it here (unshare(1) of
 /// util-linux, which every Debian has).
 const NAMESPACE: [&str; 4] = ["unshare", "--map-root-user", "--net", "--"];
+
+/// Starts a program that ends when the thread that started it does, by a kill as well (setpriv(1) of util-linux): else a
+/// machine would go on for an hour. After [`NAMESPACE`], which clears that signal.
+const WITH_ITS_PARENT: [&str; 4] = ["setpriv", "--pdeathsig", "KILL", "--"];
 
 /// Whether this machine lets ordinary users have network namespaces and taps.
 fn may_make_taps() -> bool {
