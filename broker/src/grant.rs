@@ -195,7 +195,7 @@ pub fn acquire(
         }
         engine
             .locks
-            .could_confine(lock, &device, &mut engine.probe)
+            .could_confine(lock, &reservation, &device, &mut engine.probe)
             .map_err(|reason| unconfined(&reservation, reason))?;
     }
     check_unused(engine, &reservation)?;

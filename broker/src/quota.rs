@@ -182,6 +182,20 @@ impl Limits {
     }
 }
 
+/// What a broker has open that nobody is charged for: its listeners, its epoll instances, programs, maps and links.
+const OWN_FDS: u64 = 32;
+
+/// How many placeholders may stand at a time where a process may have so many fds: nobody is charged for them, so they are
+/// within the quarter that [`Limits::within_open_files`] leaves.
+pub const fn placeholders_within(open_files: u64) -> u64 {
+    (open_files / 4).saturating_sub(OWN_FDS)
+}
+
+/// How many fds a process must be allowed for so many placeholders, and as many more that the kernel is still letting go of.
+pub const fn open_files_for(placeholders: u64) -> u64 {
+    4 * (2 * placeholders + OWN_FDS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,6 +208,17 @@ mod tests {
         }
         let read: Vec<u64> = Resource::ALL.iter().map(|each| amounts.of(*each)).collect();
         assert_eq!(read, [1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn placeholders_have_what_was_asked_for_them() {
+        for placeholders in [0, 1, 7, 255, 2047] {
+            assert_eq!(
+                placeholders_within(open_files_for(placeholders)),
+                2 * placeholders
+            );
+        }
+        assert_eq!(placeholders_within(OWN_FDS), 0);
     }
 
     #[test]

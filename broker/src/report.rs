@@ -16,7 +16,7 @@ use crate::kernel::queue_lock::QueueLocks;
 use crate::kernel::queue_probe::{QueueProbe, QueueUse};
 use crate::lease::Lease;
 use crate::policy::View;
-use crate::quota::Resource;
+use crate::quota::{Resource, open_files_for};
 use crate::{kernel, privileges};
 
 /// How much a client sees: which of the two sockets it came to.
@@ -347,5 +347,35 @@ fn probes(engine: &mut Engine) -> Vec<Probe> {
             "whether a queue is free is seen without touching it, where the driver has no zero-copy",
             "Linux before 6.3: the first look whether a queue of a device is free shows what its driver has, and may keep the queue busy for some 20 ms",
         ),
+        open_files(engine),
     ]
+}
+
+/// Whether there are fds for the placeholders of all devices that the policy speaks of and that are there.
+fn open_files(engine: &Engine) -> Probe {
+    let placeholders = |name: &_| {
+        let settings = engine.policy.interface(name)?;
+        let lock = engine.locks.in_force(settings.queue_lock);
+        (lock == Ok(QueueLock::Placeholders)).then_some(())
+    };
+    let devices = kernel::netlink::devices().unwrap_or_default();
+    let devices = devices
+        .iter()
+        .filter_map(|(name, _)| placeholders(name).and(Device::look_up(name).ok()?));
+    let result = QueueLocks::have_room(devices);
+    Probe {
+        name: "RLIMIT_NOFILE".into(),
+        available: result.is_ok(),
+        note: match result {
+            Ok(()) => "fds enough for the placeholders of all devices that the policy names".into(),
+            Err(no_room) => format!(
+                "{} fds leave {} for placeholders, of which the devices that the policy names may take {}: some of their grants \
+                 have to wait or are refused; LimitNOFILE={} is enough",
+                no_room.open_files,
+                no_room.room,
+                no_room.wanted,
+                open_files_for(no_room.wanted.div_ceil(2))
+            ),
+        },
+    }
 }

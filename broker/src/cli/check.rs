@@ -183,7 +183,7 @@ fn print_limits(limits: Limits, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "  in all: {}", line(limits.in_all))?;
     writeln!(
         out,
-        "  and no more in all than RLIMIT_NOFILE of the broker lets it serve, as `status` says"
+        "  and no more in all, placeholders included, than RLIMIT_NOFILE of the broker lets it serve, as `status` says"
     )
 }
 
@@ -316,7 +316,7 @@ limits, whatever a rule allows
     1073741824 bytes of umem, 128 fds in unread replies, 256 sockets left unbound within a minute
   in all: 4096 connections, 1024 unanswered requests, 16384 leases, 70 queues,
     17179869184 bytes of umem, 8192 fds in unread replies, 4096 sockets left unbound within a minute
-  and no more in all than RLIMIT_NOFILE of the broker lets it serve, as `status` says
+  and no more in all, placeholders included, than RLIMIT_NOFILE of the broker lets it serve, as `status` says
 
 A request is granted if one allow rule covers all of it, and no deny rule touches any of it.
 "

@@ -5,9 +5,10 @@ use xsk_client::wire::{BrokerError, InterfaceName};
 use crate::audit::Event;
 use crate::device::Device;
 use crate::error::{Error, Failure};
-use crate::kernel::queue_lock::{NotNow, QueueLocks, Unconfined};
+use crate::kernel::queue_lock::{NoRoom, NotNow, QueueLocks, Unconfined};
 use crate::lease::{Lease, Reservation};
 use crate::policy::QueueLockSetting;
+use crate::quota;
 
 pub(super) fn no_such_queue(device: &Device, queue: u32) -> BrokerError {
     let name = &device.name;
@@ -168,6 +169,28 @@ pub(super) fn unconfined(reservation: &Reservation, reason: Unconfined) -> Error
             ),
         ),
         Unconfined::NotNow(NotNow::Leaving(queue)) => busy(10, leaving(&name, queue)),
+        Unconfined::NotNow(NotNow::NoRoom(no_room)) if no_room.is_for_now() => busy(
+            20,
+            format!(
+                "the placeholders of {name} take {} fds, and {}; ask again when other devices' are gone",
+                no_room.wanted,
+                room_of(&no_room)
+            ),
+        ),
+        Unconfined::NotNow(NotNow::NoRoom(no_room)) => {
+            let message = format!(
+                "{name} gives no sockets that leave unbound: placeholders on its other queues take {} fds, and {}: start the \
+                 broker with LimitNOFILE={} or more; `queue-lock = \"lsm\"` takes none, and kind `bound` is granted",
+                no_room.wanted,
+                room_of(&no_room),
+                quota::open_files_for(no_room.wanted)
+            );
+            BrokerError::DeviceUnavailable {
+                interface: name,
+                message,
+            }
+            .into()
+        }
         Unconfined::NotNow(NotNow::Failed(failure)) => super::of_device(&name, failure),
         Unconfined::Unheld(lease) => {
             let message = format!(
@@ -193,6 +216,13 @@ pub(super) fn unconfined(reservation: &Reservation, reason: Unconfined) -> Error
             .into()
         }
     }
+}
+
+fn room_of(no_room: &NoRoom) -> String {
+    format!(
+        "RLIMIT_NOFILE of the broker ({}) leaves {} for all of them",
+        no_room.open_files, no_room.room
+    )
 }
 
 /// What an error of a request is called in the audit log.

@@ -8,6 +8,7 @@ mod closer;
 mod lsm;
 mod placeholders;
 mod retire;
+mod room;
 mod scratch;
 mod taint;
 
@@ -19,6 +20,7 @@ use xsk_client::wire::QueueLock;
 pub use lsm::{Lsm, NotInForce, is_left_in, is_pin, take_down_left};
 pub use placeholders::{KeptSocket, NotNow};
 pub use retire::{Retired, Retirement};
+pub use room::NoRoom;
 pub use scratch::Scratch;
 pub use taint::{Taints, UNBOUND, holder_in};
 
@@ -140,18 +142,31 @@ impl QueueLocks {
     pub fn could_confine(
         &mut self,
         lock: QueueLock,
+        reservation: &Reservation,
         device: &Device,
         probe: &mut QueueProbe,
     ) -> Result<(), Unconfined> {
         match lock {
             QueueLock::None => return Ok(()),
-            QueueLock::Placeholders => self.placeholders.could_guard(device, probe)?,
+            QueueLock::Placeholders => {
+                let granted = reservation.terms().queues().len();
+                self.placeholders.could_guard(device, granted, probe)?;
+            }
             QueueLock::Lsm => {}
         }
         match self.taints.holder(device.index) {
             Some(_) => Err(Unconfined::Tainted),
             None => Ok(()),
         }
+    }
+
+    /// Whether there are fds enough for the placeholders of these devices.
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`].
+    pub fn have_room(devices: impl Iterator<Item = Device>) -> Result<(), NoRoom> {
+        Placeholders::have_room(devices)
     }
 
     /// Confines the sockets of a reservation, from before they leave the broker.

@@ -21,6 +21,7 @@ use caps::Capability;
 use xsk_client::sys::{self, BindFlags};
 
 use super::closer::Closer;
+use super::room::{self, NoRoom};
 use crate::device::Device;
 use crate::error::Failure;
 use crate::fd_store::{Keeper, Kept, Name};
@@ -80,6 +81,8 @@ pub enum NotNow {
     Turn,
     /// The kernel has not let go of this queue yet.
     Leaving(u32),
+    /// More fds than are left for placeholders.
+    NoRoom(NoRoom),
     /// It failed.
     Failed(Failure),
 }
@@ -104,8 +107,14 @@ impl Placeholders {
     /// # Errors
     ///
     /// [`NotNow`].
-    pub(super) fn could_guard(&self, device: &Device, probe: &mut QueueProbe) -> Result<(), NotNow> {
+    pub(super) fn could_guard(
+        &self,
+        device: &Device,
+        granted: usize,
+        probe: &mut QueueProbe,
+    ) -> Result<(), NotNow> {
         let mut devices = self.devices.borrow_mut();
+        devices.has_room(room::wanted_on(device, granted))?;
         let Some(guarded) = devices.guarded.get_mut(&device.index) else {
             return Ok(());
         };
@@ -122,6 +131,15 @@ impl Placeholders {
             }
         }
         Ok(())
+    }
+
+    /// Whether the devices that are to be had could have their placeholders all at once, and while the kernel lets go of as many.
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`].
+    pub(super) fn have_room(devices: impl Iterator<Item = Device>) -> Result<(), NoRoom> {
+        room::check(devices.map(|device| 2 * room::wanted_on(&device, 1)).sum(), 0)
     }
 
     /// Puts placeholders on all queues of the device but those that the lease is granted.
@@ -262,6 +280,20 @@ impl Placeholders {
         if let Some(guarded) = self.devices.borrow_mut().guarded.get_mut(&index) {
             guarded.leaving.clear();
         }
+    }
+}
+
+impl Devices {
+    /// Whether so many more placeholders may stand: before any is made, since a grant that ends half way for want of an fd
+    /// would be as bad for whoever is next.
+    fn has_room(&self, wanted: u64) -> Result<(), NotNow> {
+        let standing: usize = self
+            .guarded
+            .values()
+            .filter_map(|guarded| Some(guarded.guard.as_ref()?.placeholders.len()))
+            .sum();
+        let taken = u64::try_from(standing).unwrap_or(u64::MAX) + self.closer.waiting();
+        room::check(wanted, taken).map_err(NotNow::NoRoom)
     }
 }
 
