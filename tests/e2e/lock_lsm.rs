@@ -100,12 +100,22 @@ impl Granted {
 #[test]
 fn an_unbound_socket_kept_for_ever_never_wins_a_queue() {
     needs_lsm!();
+    never_wins(SocketKind::Prepared);
+}
+
+#[test]
+fn nor_does_one_whose_rings_are_its_holders() {
+    needs_lsm!();
+    never_wins(SocketKind::Bare);
+}
+
+fn never_wins(kind: SocketKind) {
     let world = World::new().unwrap();
     let [alice, mallory] = [(); 2].map(|()| Uid::take().unwrap());
     let mut leaks = Leaks::snapshot(&world).unwrap();
     let mut broker = BrokerProcess::start(&world, &policy("lsm", &[&alice, &mallory], "")).unwrap();
     leaks.expect_objects_gone(&world, broker.process().pid()).unwrap();
-    let mut rogue = Rogue::start(&world, &mallory.user(), 1, Race::AfterRelease);
+    let mut rogue = Rogue::start_with(&world, &mallory.user(), 1, kind, Race::AfterRelease);
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
     rogue.lose_to(&mut holder, Puppet::hold);
     rogue.kill();
@@ -117,11 +127,23 @@ fn an_unbound_socket_kept_for_ever_never_wins_a_queue() {
 #[test]
 fn the_same_across_a_crash_of_the_broker() {
     needs_lsm!();
+    never_wins_across_a_crash(SocketKind::Prepared);
+}
+
+#[test]
+fn nor_across_a_crash_one_whose_rings_are_its_holders() {
+    needs_lsm!();
+    never_wins_across_a_crash(SocketKind::Bare);
+}
+
+fn never_wins_across_a_crash(kind: SocketKind) {
     let world = World::new().unwrap();
     let [alice, mallory] = [(); 2].map(|()| Uid::take().unwrap());
-    let mut broker = BrokerProcess::start(&world, &policy("lsm", &[&alice, &mallory], "")).unwrap();
-    let granted = Granted::new(&broker, &mallory, 2, SocketKind::Prepared);
-    let rogue = Rogue::start(&world, &mallory.user(), 1, Race::WhileGranted);
+    // No deadline before the crash, on a slow machine.
+    let more = "activate-within-ms = 60000\n";
+    let mut broker = BrokerProcess::start(&world, &policy("lsm", &[&alice, &mallory], more)).unwrap();
+    let granted = Granted::new(&broker, &mallory, 2, kind);
+    let rogue = Rogue::start_with(&world, &mallory.user(), 1, kind, Race::WhileGranted);
     broker.kill().unwrap();
     // Nobody is there, and the kernel goes on asking.
     assert_eq!(granted.bind(5, BindFlags::XDP_COPY), Err(Errno::PERM));

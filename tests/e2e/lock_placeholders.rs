@@ -15,9 +15,7 @@ use xsk_client::sys::{Mapping, Prefault};
 use xsk_client::wire::{Acquire, BrokerError, LeaseState, QueueLock, SocketKind, UmemShape};
 
 use crate::bound_scene::needs_bound;
-use crate::lease_scene::{
-    PATIENCE, Traffic, allow_kinds, allow_with, eth0, operator, state_of, wait_event, wait_until,
-};
+use crate::lease_scene::{PATIENCE, Traffic, allow_kinds, eth0, operator, state_of, wait_event, wait_until};
 use crate::puppet::{Order, Puppet};
 use crate::rogue::{Race, Rogue};
 
@@ -26,7 +24,7 @@ const QUEUES: u32 = 8;
 fn policy(lock: &str, uids: &[&Uid], more: &str) -> String {
     let rules: String = uids
         .iter()
-        .map(|uid| allow_with(uid.number(), "1-7", more))
+        .map(|uid| allow_kinds(uid.number(), "1-7", &["prepared", "bare"], more))
         .collect();
     format!("[interface.eth0]\nqueue-lock = \"{lock}\"\nreserved = \"0\"\n{rules}")
 }
@@ -44,12 +42,21 @@ fn wait_all_free(world: &World) {
 
 #[test]
 fn an_unbound_socket_kept_for_ever_never_wins_a_queue() {
+    never_wins(SocketKind::Prepared);
+}
+
+#[test]
+fn nor_does_one_whose_rings_are_its_holders() {
+    never_wins(SocketKind::Bare);
+}
+
+fn never_wins(kind: SocketKind) {
     let world = World::new().unwrap();
     let [alice, mallory] = [(); 2].map(|()| Uid::take().unwrap());
     let mut leaks = Leaks::snapshot(&world).unwrap();
     let mut broker = BrokerProcess::start(&world, &policy("placeholders", &[&alice, &mallory], "")).unwrap();
     leaks.expect_objects_gone(&world, broker.process().pid()).unwrap();
-    let mut rogue = Rogue::start(&world, &mallory.user(), 1, Race::AfterRelease);
+    let mut rogue = Rogue::start_with(&world, &mallory.user(), 1, kind, Race::AfterRelease);
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
     rogue.lose_to(&mut holder, Puppet::hold_when_free);
     rogue.kill();
@@ -204,10 +211,22 @@ fn queues_that_are_added_get_a_placeholder_too() {
 
 #[test]
 fn after_a_crash_the_device_waits_for_who_has_an_unbound_socket() {
+    waits_after_a_crash(SocketKind::Prepared);
+}
+
+#[test]
+fn after_a_crash_it_waits_for_a_bare_one_as_well() {
+    waits_after_a_crash(SocketKind::Bare);
+}
+
+fn waits_after_a_crash(kind: SocketKind) {
     let world = World::new().unwrap();
     let [alice, mallory] = [(); 2].map(|()| Uid::take().unwrap());
-    let mut broker = BrokerProcess::start(&world, &policy("placeholders", &[&alice, &mallory], "")).unwrap();
-    let mut rogue = Rogue::start(&world, &mallory.user(), 1, Race::WhileGranted);
+    // No deadline before the crash, on a slow machine.
+    let more = "activate-within-ms = 60000\n";
+    let mut broker =
+        BrokerProcess::start(&world, &policy("placeholders", &[&alice, &mallory], more)).unwrap();
+    let mut rogue = Rogue::start_with(&world, &mallory.user(), 1, kind, Race::WhileGranted);
     broker.kill().unwrap();
     broker.restart().unwrap();
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());

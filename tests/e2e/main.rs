@@ -73,6 +73,7 @@ mod rogue;
 mod rogue_bind;
 mod rogue_handed_on;
 mod rogue_memlock;
+mod rogue_neighbours;
 mod rogue_scene;
 mod rogue_user_namespace;
 mod scene;

@@ -282,9 +282,14 @@ impl Puppet {
     /// The same for a queue that a slow kernel may not have let go of yet: as often as the broker says that it is worth
     /// while to ask again.
     pub(crate) fn hold_when_free(&mut self, target: &str) -> u64 {
+        self.hold_kind_when_free(target, SocketKind::Prepared)
+    }
+
+    /// The same with sockets of another kind.
+    pub(crate) fn hold_kind_when_free(&mut self, target: &str, kind: SocketKind) -> u64 {
         let deadline = Instant::now() + super::lease_scene::PATIENCE;
         let lease = loop {
-            match self.acquire(target) {
+            match self.acquire_kind(target, kind) {
                 Ok(lease) => break lease,
                 Err(failure) => match failure.details["retryAfterMs"].as_u64() {
                     Some(pause) if Instant::now() < deadline => {

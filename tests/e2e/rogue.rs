@@ -10,11 +10,13 @@ use e2e::holder::Holder;
 use e2e::uids::User;
 use e2e::world::{Side, World};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use xsk_client::sys::{self, BindFlags, Mapping, Prefault};
-use xsk_client::{Broker, Grant, Request};
+use xsk_client::Broker;
+use xsk_client::sys::{self, BindFlags, Mapping, Prefault, Ring};
+use xsk_client::wire::{Acquire, SocketKind};
 
 use crate::lease_scene::PATIENCE;
 use crate::puppet::Puppet;
+use crate::rogue_scene::UNBOUND;
 
 /// More than there are CPUs: some are preempted anywhere in a bind.
 const THREADS: usize = 16;
@@ -41,12 +43,17 @@ pub(crate) enum Race {
 impl Rogue {
     /// Has it acquire that queue of eth0, and race for the eight that there are.
     pub(crate) fn start(world: &World, user: &User, queue: u32, race: Race) -> Self {
+        Self::start_with(world, user, queue, SocketKind::Prepared, race)
+    }
+
+    /// The same with a socket of another kind.
+    pub(crate) fn start_with(world: &World, user: &User, queue: u32, kind: SocketKind, race: Race) -> Self {
         let race = match race {
             Race::WhileGranted => "while-granted",
             Race::AfterRelease => "after-release",
         };
         let queue = queue.to_string();
-        let arguments = [queue.as_str(), race];
+        let arguments = [queue.as_str(), kind.as_str(), race];
         let holder = Holder::body(world, Side::Host, user, "race_to_bind", &arguments).unwrap();
         holder.wait_line("racing", PATIENCE).unwrap();
         if race == "after-release" {
@@ -108,18 +115,20 @@ impl Rogue {
 
 /// A body: the rogue's inside.
 pub(crate) fn race_to_bind(arguments: &[String]) {
-    let [queue, race] = arguments else {
+    let [queue, kind, race] = arguments else {
         panic!("{arguments:?}")
     };
     let granted: u32 = queue.parse().unwrap();
     let mut broker = Broker::connect().unwrap();
-    let grant = Grant::acquire(
-        &mut broker,
-        Request::new(format!("eth0:{granted}").parse().unwrap()),
-    )
-    .unwrap();
-    let (acquired, mut sockets) = grant.into_parts();
+    let kind = UNBOUND.into_iter().find(|each| each.as_str() == kind).unwrap();
+    let request = Acquire::new(format!("eth0:{granted}").parse().unwrap(), kind);
+    let (acquired, mut sockets) = broker.acquire(&request).unwrap();
     let socket = sockets.remove(0);
+    if kind == SocketKind::Bare {
+        for ring in Ring::ALL {
+            sys::create_ring(&socket, ring, 64).unwrap();
+        }
+    }
     let _memory = give_memory(&socket);
 
     let released = AtomicBool::new(false);

@@ -1,13 +1,19 @@
 //! A holder cannot make a socket of its own, nor bind a granted one to another device; and what it binds elsewhere gets
 //! no packet and costs it its lease.
+//!
+//! What the sample `xskrestricted` of xdp-for-windows asserts of its restricted child is among this (samples/xskrestricted in
+//! microsoft/xdp-for-windows): it can make no socket of its own (there `XskCreate` is ERROR_ACCESS_DENIED), nor, in its form
+//! before eBPF, a program, and with the one that it was given it registers memory, makes rings and forwards. There the parent
+//! binds before the handle is duplicated, as here for kind `bound`.
 
 use e2e::bpf::{self, MapType, ProgramType};
 use e2e::instructions::{R0, exit, mov_value};
 use e2e::raw_xsk::bind_to_device;
 use e2e::world::Side;
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, sockopt};
 use xsk_client::sys::{self, Ring};
-use xsk_client::wire::{LeaseState, SocketKind};
+use xsk_client::wire::{Acquire, LeaseState, SocketKind};
 
 use crate::lease_scene::{PATIENCE, SILENCE, state_of, wait_event};
 use crate::puppet::{Puppet, Seen};
@@ -113,6 +119,20 @@ fn a_bare_sockets_rings_are_its_holders_choice() {
             }
             let again = errno(sys::create_ring(&granted.socket, Ring::Rx, 64));
             scene.assert_refused(again, Errno::INVAL, "a ring once more");
+        });
+    });
+}
+
+/// Others hand out the map, which leads to every queue of the device.
+#[test]
+fn it_is_given_a_socket_and_no_map_link_or_program() {
+    for_each(|scene| {
+        scene.as_rogue(|| {
+            let mut broker = scene.broker.client_of(&scene.rogue).unwrap();
+            let request = Acquire::new(format!("eth0:{ROGUES}").parse().unwrap(), scene.kind);
+            let (_, fds) = broker.acquire(&request).unwrap();
+            let families: Vec<_> = fds.iter().map(sockopt::socket_domain).collect();
+            assert_eq!(families, [Ok(AddressFamily::XDP)]);
         });
     });
 }

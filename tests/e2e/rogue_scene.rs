@@ -45,8 +45,8 @@ pub(crate) struct Scene<'w> {
     pub(crate) others: [u32; 2],
 }
 
-/// Runs a test for every kind that is handed over unbound, under every lock.
-pub(crate) fn for_each(test: impl Fn(&Scene<'_>)) {
+/// The queue locks that are to be had here, and none.
+pub(crate) fn locks() -> impl Iterator<Item = &'static str> {
     let lsm = match e2e::lsm::is_in_force() {
         Ok(()) => Some("lsm"),
         Err(skip) => {
@@ -54,7 +54,12 @@ pub(crate) fn for_each(test: impl Fn(&Scene<'_>)) {
             None
         }
     };
-    for lock in LOCKS.into_iter().chain(lsm) {
+    LOCKS.into_iter().chain(lsm)
+}
+
+/// Runs a test for every kind that is handed over unbound, under every lock.
+pub(crate) fn for_each(test: impl Fn(&Scene<'_>)) {
+    for lock in locks() {
         for kind in UNBOUND {
             println!("kind {kind}, queue-lock {lock}");
             let world = World::builder().peers(2).build().unwrap();

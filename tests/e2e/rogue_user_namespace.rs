@@ -13,11 +13,11 @@ use e2e::world::{Side, World};
 use rustix::io::Errno;
 use xsk_client::Broker;
 use xsk_client::sys::{self, BindFlags, Ring};
-use xsk_client::wire::{Acquire, SocketKind};
+use xsk_client::wire::{Acquire, QueueLock, SocketKind};
 
 use crate::lease_scene::{PATIENCE, SILENCE, wait_event};
 use crate::puppet::{Puppet, Seen};
-use crate::rogue_scene::{ROGUES, Scene, errno};
+use crate::rogue_scene::{ROGUES, Scene, errno, locks};
 
 const LO: u32 = 1;
 const CHUNKS: u32 = 64;
@@ -42,10 +42,12 @@ pub(crate) fn keep_umem(arguments: &[String]) {
     let bytes = usize::try_from(CHUNKS * CHUNK_BYTES).unwrap();
     let memory = sys::Mapping::new(&file, 0, bytes, sys::Prefault::Yes).unwrap();
     sys::register_umem(&granted, &memory, CHUNK_BYTES, 0).unwrap();
-    assert_eq!(
-        errno(sys::bind(&granted, eth1, ROGUES, BindFlags::XDP_COPY)),
-        Err(Errno::INVAL)
-    );
+    let elsewhere = errno(sys::bind(&granted, eth1, ROGUES, BindFlags::XDP_COPY));
+    let refusal = match acquired.queue_lock {
+        QueueLock::Lsm => Errno::PERM,
+        QueueLock::Placeholders | QueueLock::None => Errno::INVAL,
+    };
+    assert_eq!(elsewhere, Err(refusal));
     sys::bind(&granted, eth0, ROGUES, BindFlags::XDP_COPY).unwrap();
     broker.activate(acquired.lease).unwrap();
 
@@ -76,8 +78,15 @@ pub(crate) fn keep_umem(arguments: &[String]) {
 
 #[test]
 fn it_keeps_its_own_memory_and_nothing_of_the_brokers() {
+    for lock in locks() {
+        println!("queue-lock {lock}");
+        keeps_its_own_memory(lock);
+    }
+}
+
+fn keeps_its_own_memory(lock: &'static str) {
     let world = World::builder().peers(2).build().unwrap();
-    let scene = Scene::new(&world, "none", SocketKind::Prepared);
+    let scene = Scene::new(&world, lock, SocketKind::Prepared);
     let arguments = [scene.index, scene.others[0]].map(|index| index.to_string());
     let arguments = [arguments[0].as_str(), &arguments[1]];
     let user = scene.rogue.user().in_own_namespaces();

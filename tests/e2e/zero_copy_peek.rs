@@ -20,8 +20,9 @@ use rustix::net::xdp::SocketAddrXdpFlags;
 use serde_json::Value;
 use xsk_client::wire::{Acquire, RingSizes, SocketKind};
 
-use crate::lease_scene::{PATIENCE, allow_with, payload, port, wait_event};
+use crate::lease_scene::{PATIENCE, allow_kinds, allow_with, payload, port, wait_event};
 use crate::puppet::Puppet;
+use crate::rogue_scene::UNBOUND;
 use crate::zero_copy_rule::zero_copy_nics;
 
 /// The host's queue, and the one that is granted.
@@ -78,7 +79,7 @@ fn found(memory: &[u8], numbers: Range<u64>) -> usize {
 
 /// A rogue that was granted one queue binds its socket to the host's in zero-copy mode: what the kernel said, and how many
 /// of the host's datagrams are in its memory.
-fn peek(lock: &str) -> Result<(Result<(), Errno>, usize), Skip> {
+fn peek(lock: &str, kind: SocketKind) -> Result<(Result<(), Errno>, usize), Skip> {
     const DATAGRAMS: Range<u64> = 0..50;
     let world = World::new().unwrap();
     let nics = zero_copy_nics(&world)?;
@@ -94,42 +95,59 @@ fn peek(lock: &str) -> Result<(Result<(), Errno>, usize), Skip> {
     let mallory = Uid::take().unwrap();
     let (device, index) = (nics.host.name.clone(), nics.host.index);
     let text = format!("[interface.{device}]\nqueue-lock = \"{lock}\"\n")
-        + &allow_with(mallory.number(), "1", "activate-within-ms = 600000");
+        + &allow_kinds(
+            mallory.number(),
+            "1",
+            &[kind.as_str()],
+            "activate-within-ms = 600000",
+        );
     let broker = BrokerProcess::start(&world, &text).unwrap();
     let request = Acquire {
-        rings: Some(RingSizes::all(ENTRIES)),
-        ..Acquire::new(
-            format!("{device}:{GRANTED}").parse().unwrap(),
-            SocketKind::Prepared,
-        )
+        rings: (kind == SocketKind::Prepared).then(|| RingSizes::all(ENTRIES)),
+        ..Acquire::new(format!("{device}:{GRANTED}").parse().unwrap(), kind)
     };
     let mut client = broker.client_of(&mallory).unwrap();
     let (_, mut sockets) = client.acquire(&request).unwrap();
-    let xsk = RawXsk::with_rings(sockets.remove(0), ENTRIES, RingEntries::all(ENTRIES)).unwrap();
+    let socket = sockets.remove(0);
+    let xsk = match kind {
+        SocketKind::Bare => RawXsk::with_socket(socket, ENTRIES),
+        SocketKind::Prepared | SocketKind::Bound => {
+            RawXsk::with_rings(socket, ENTRIES, RingEntries::all(ENTRIES))
+        }
+    };
+    let xsk = xsk.unwrap();
     let bound = xsk.bind(index, HOSTS, SocketAddrXdpFlags::XDP_ZEROCOPY);
     let datagrams = Datagrams::new(&world, nics);
     datagrams.reach_the_stack(&world, DATAGRAMS);
     Ok((bound, found(&xsk.memory().unwrap(), DATAGRAMS)))
 }
 
-#[test]
-fn without_a_lock_a_holder_reads_the_hosts_frames() {
-    match peek("none") {
-        Ok((bound, seen)) => {
-            assert_eq!(bound, Ok(()));
-            println!("{seen} of the host's datagrams are in the rogue's memory");
-            assert!(seen > 0);
+/// The same with each kind that leaves unbound, and what is to be of it.
+fn expect_of_each(lock: &str, expected: impl Fn(Result<(), Errno>, usize)) {
+    for kind in UNBOUND {
+        match peek(lock, kind) {
+            Ok((bound, seen)) => {
+                println!("kind {kind}: {seen} of the host's datagrams are in the rogue's memory");
+                expected(bound, seen);
+            }
+            Err(skip) => skip!(skip),
         }
-        Err(skip) => skip!(skip),
     }
 }
 
 #[test]
+fn without_a_lock_a_holder_reads_the_hosts_frames() {
+    expect_of_each("none", |bound, seen| {
+        assert_eq!(bound, Ok(()));
+        assert!(seen > 0);
+    });
+}
+
+#[test]
 fn under_placeholders_it_does_not() {
-    match peek("placeholders") {
-        Ok(outcome) => assert_eq!(outcome, (Err(Errno::BUSY), 0)),
-        Err(skip) => skip!(skip),
-    }
+    expect_of_each("placeholders", |bound, seen| {
+        assert_eq!((bound, seen), (Err(Errno::BUSY), 0));
+    });
 }
 
 #[test]
@@ -137,10 +155,9 @@ fn under_lsm_it_does_not() {
     if let Err(skip) = lsm::is_in_force() {
         skip!(skip);
     }
-    match peek("lsm") {
-        Ok(outcome) => assert_eq!(outcome, (Err(Errno::PERM), 0)),
-        Err(skip) => skip!(skip),
-    }
+    expect_of_each("lsm", |bound, seen| {
+        assert_eq!((bound, seen), (Err(Errno::PERM), 0));
+    });
 }
 
 /// What of memory files a process has mapped, as root reads it.
