@@ -4,16 +4,20 @@
 //! libxdp, from bookworm's to sid's.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
+use e2e::binaries;
 use e2e::bpf::XdpAttach;
 use e2e::broker::BrokerProcess;
-use e2e::holder::Holder;
+use e2e::holder::{self, Holder};
 use e2e::packet_socket::PacketSocket;
 use e2e::packets;
 use e2e::qemu_netdev::{Netdev, UMEM_BYTES};
 use e2e::queue_program::QueueProgram;
 use e2e::raw_xsk::bare_socket;
+use e2e::skip;
+use e2e::skip::Skip;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use serde_json::Value;
@@ -33,6 +37,7 @@ pub(crate) fn qemu(_arguments: &[String]) {
         .filter(|argument| argument.starts_with("af-xdp,"))
         .collect();
     println!("options {}", options.join(" "));
+    println!("sockets {}", sockets().join(" "));
     let mut netdevs: Vec<Netdev> = options
         .iter()
         .map(|option| Netdev::open(option).unwrap())
@@ -48,6 +53,22 @@ pub(crate) fn qemu(_arguments: &[String]) {
         })
         .unwrap();
     }
+}
+
+/// The numbers of the sockets that this process has inherited.
+fn sockets() -> Vec<String> {
+    let files = std::fs::read_dir("/proc/self/fd").unwrap();
+    let mut sockets: Vec<i32> = files
+        .filter_map(|file| {
+            let file = file.unwrap();
+            // The directory that is being read here is none afterwards.
+            let what = std::fs::read_link(file.path()).ok()?;
+            let number = file.file_name().to_str()?.parse().ok()?;
+            what.to_str()?.starts_with("socket:").then_some(number)
+        })
+        .collect();
+    sockets.sort_unstable();
+    sockets.iter().map(ToString::to_string).collect()
 }
 
 fn swapped(frame: &[u8]) -> Vec<u8> {
@@ -156,6 +177,39 @@ fn one_queue_goes_both_ways_and_nobody_says_activate() {
     again.wait_line("bound", PATIENCE).unwrap();
     wait_event(&scene.broker, "activated", 2);
     scene.expect_answers(&again, 3, 10);
+}
+
+/// As a user would, in a shell; and without a standard input, whose number, 0, a socket must not have.
+#[test]
+fn sockets_are_all_that_is_inherited_and_none_is_number_0() {
+    let shell = Path::new("/bin/sh");
+    if !shell.exists() {
+        skip!(Skip::without("sh"));
+    }
+    let world = World::new().unwrap();
+    let scene = Scene::new(&world, "");
+    let broker = world.install("xsk-broker", &binaries::broker().unwrap()).unwrap();
+    let body = binaries::this_program().unwrap();
+    let name = body.file_name().and_then(|name| name.to_str()).unwrap();
+    let body = world.install(name, &body).unwrap();
+    let script = format!(
+        "exec {} grant eth0:3-4 --kind bare -- {} {} {{qemu:3}},id=n3 {{qemu:4}},id=n4 <&-",
+        broker.display(),
+        body.display(),
+        holder::BODY_OPTIONS.join(" ")
+    );
+    let user = scene.tenant.user().may_pin(2 * UMEM_BYTES);
+    let holder = Holder::program(&world, Side::Host, &user, shell, |command| {
+        command.arg("-c").arg(script).env(holder::BODY, "qemu");
+    });
+    let holder = holder.unwrap();
+    // Not the connection to the broker, for one.
+    assert_eq!(holder.wait_line("sockets", PATIENCE).unwrap(), "sockets 3 4");
+    holder.wait_line("bound", PATIENCE).unwrap();
+    wait_event(&scene.broker, "activated", 1);
+    for queue in [3, 4] {
+        scene.expect_answers(&holder, queue, 20);
+    }
 }
 
 #[test]

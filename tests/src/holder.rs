@@ -27,7 +27,7 @@ pub const ARGUMENTS: &str = "XSK_E2E_ARGUMENTS";
 pub const ENTRY: &str = "run_as_body";
 
 /// How this test program is told to run its entry for bodies, and nothing else.
-pub(crate) const BODY_OPTIONS: [&str; 5] = ["--exact", ENTRY, "--nocapture", "--quiet", "--test-threads=1"];
+pub const BODY_OPTIONS: [&str; 5] = ["--exact", ENTRY, "--nocapture", "--quiet", "--test-threads=1"];
 
 /// A process of an ordinary user: no capability in any set, no_new_privs, memlock of 8 MiB. Dropping it kills it.
 #[derive(Debug)]

@@ -97,7 +97,7 @@ fn suite(report: &File) -> Result<String> {
         .env("XSK_E2E_BROKER", "/bin/xsk-broker")
         .env("XSK_E2E_CLIENT_DIR", "/bin/examples")
         .env("XSK_E2E_PAPERS", "/papers")
-        .env("XSK_E2E_IMAGE_LACKS", "peer-capi python3 systemd-analyze")
+        .env("XSK_E2E_IMAGE_LACKS", "peer-capi python3 sh systemd-analyze")
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(report.try_clone()?)
