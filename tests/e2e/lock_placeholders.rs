@@ -241,7 +241,7 @@ fn waits_after_a_crash(kind: SocketKind) {
     rogue.kill();
     wait_all_free(&world);
     for number in 0..200 {
-        let lease = holder.hold(&format!("eth0:{}", 1 + number % 7));
+        let lease = holder.hold_when_free(&format!("eth0:{}", 1 + number % 7));
         holder.release(lease);
         holder.close(lease);
     }

@@ -73,6 +73,7 @@ mod rogue;
 mod rogue_bind;
 mod rogue_handed_on;
 mod rogue_memlock;
+mod rogue_mutex;
 mod rogue_neighbours;
 mod rogue_scene;
 mod rogue_user_namespace;
@@ -116,4 +117,6 @@ e2e::bodies![
     rogue_user_namespace::keep_umem,
     shared_umem::bridge,
     rogue::race_to_bind,
+    rogue_mutex::hold_a_mutex,
+    rogue_mutex::serve_unread,
 ];

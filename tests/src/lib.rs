@@ -14,6 +14,7 @@ pub mod connector;
 pub mod echo_loop;
 pub mod ethtool;
 pub mod figures;
+pub mod fuse;
 pub mod generator;
 pub mod holder;
 pub mod huge_pages;

@@ -54,6 +54,19 @@ impl Skip {
         }
     }
 
+    /// Why a test cannot run here that holds up others on its machine, if it cannot: one that was booted for the suite has
+    /// the suite's variables on its kernel's command line, where nobody inside can have put them.
+    pub fn unless_the_machine_is_ours() -> Result<(), Self> {
+        let told = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        match told.split_whitespace().any(|word| word.starts_with("XSK_E2E_")) {
+            true => Ok(()),
+            false => Err(Self::PlaceLacks(
+                "machine to itself, which this test would hold up: `cargo xtask vm` boots some (XSK_E2E_… in /proc/cmdline)"
+                    .to_owned(),
+            )),
+        }
+    }
+
     /// Prints the skip; in CI an undeclared one is an error.
     pub fn report(&self) -> Result<()> {
         let thread = thread::current();

@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "unshare, pre_exec, inherited fds, setsockopt by bytes, SIOCOUTQ and sockaddr_ll have no safe wrapper"
+    reason = "unshare, pre_exec, inherited fds, setsockopt by bytes, mmap, SIOCOUTQ and sockaddr_ll have no safe wrapper"
 )]
 
 use std::collections::BTreeSet;
@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+use rustix::mm::{MapFlags, ProtFlags, mmap};
 use rustix::thread::UnshareFlags;
 
 /// `unshare(2)` for the calling thread.
@@ -116,6 +117,23 @@ pub(crate) fn bind_packet(fd: impl AsFd, interface_index: u32) -> io::Result<()>
     // SAFETY: the pointer is to a whole sockaddr_ll of that length, which lives through the call.
     let result = unsafe { libc::bind(fd.as_fd().as_raw_fd(), (&raw const address).cast(), len) };
     check(result)
+}
+
+/// Maps a file privately, for good, and gives the address: for the kernel to be told of, since nothing here reads there.
+pub(crate) fn map_privately(file: impl AsFd, bytes: usize) -> io::Result<u64> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a fresh mapping, at an address of the kernel's choice, which nothing refers to and which is never unmapped.
+    let address = unsafe {
+        mmap(
+            std::ptr::null_mut(),
+            bytes,
+            protection,
+            MapFlags::PRIVATE,
+            file,
+            0,
+        )
+    }?;
+    Ok(address.expose_provenance() as u64)
 }
 
 /// `ETH_P_ALL`, in host order.

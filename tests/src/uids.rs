@@ -126,8 +126,8 @@ impl User {
         }
     }
 
-    /// In a user namespace and a network namespace of its own, which any user may make: a process of such a user has
-    /// CAP_NET_ADMIN and CAP_NET_RAW there, over its own devices.
+    /// In a user namespace of its own, with a network namespace and mounts of its own, which any user may make: a process
+    /// of such a user has CAP_NET_ADMIN and CAP_NET_RAW there, over its own devices, and may mount what users may.
     #[must_use]
     pub fn in_own_namespaces(self) -> Self {
         Self {
@@ -194,18 +194,25 @@ impl User {
         )?;
         self.become_in_thread()?;
         if self.own_namespaces {
-            sys::unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNET)?;
+            sys::unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNET | UnshareFlags::NEWNS)?;
             // Ambient, or exec would take them away from who is not root there.
-            let kept = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
+            let kept = [
+                CapabilitySet::NET_ADMIN,
+                CapabilitySet::NET_RAW,
+                CapabilitySet::SYS_ADMIN,
+            ];
+            let all = kept
+                .into_iter()
+                .fold(CapabilitySet::empty(), CapabilitySet::union);
             rustix::thread::set_capabilities(
                 None,
                 CapabilitySets {
-                    effective: kept,
-                    permitted: kept,
-                    inheritable: kept,
+                    effective: all,
+                    permitted: all,
+                    inheritable: all,
                 },
             )?;
-            for capability in [CapabilitySet::NET_ADMIN, CapabilitySet::NET_RAW] {
+            for capability in kept {
                 rustix::thread::configure_capability_in_ambient_set(capability, true)?;
             }
         }

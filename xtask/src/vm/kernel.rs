@@ -48,11 +48,12 @@ pub(super) const GENERIC_7: Series = Series {
 };
 
 /// What the tests, the fixture and the virtual machine use, where it is not built in.
-const MODULES: [&str; 11] = [
+const MODULES: [&str; 12] = [
     "af_packet",
     "bridge",
     "cls_bpf",
     "dummy",
+    "fuse",
     "igb",
     "ipv6",
     "sch_ingress",
