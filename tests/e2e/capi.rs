@@ -14,6 +14,8 @@ use e2e::status::Status;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 
+use crate::bound_scene::needs_bound;
+
 const PATIENCE: Duration = Duration::from_secs(30);
 const PACKETS: u8 = 200;
 const US: Mac = Mac([2, 0, 0, 0, 0, 1]);
@@ -22,11 +24,12 @@ const PEER: Mac = Mac([2, 0, 0, 0, 0, 2]);
 fn policy(uid: u32) -> String {
     format!(
         "[interface.eth0]\nqueue-lock = \"none\"\n\
-         [[allow]]\nname = \"c\"\nuser = {uid}\ninterface = \"eth0\"\nqueues = \"1-3\"\nsockets = [\"bare\"]\n"
+         [[allow]]\nname = \"c\"\nuser = {uid}\ninterface = \"eth0\"\nqueues = \"1-3\"\n\
+         sockets = [\"bare\", \"bound\"]\n"
     )
 }
 
-/// The C program gets `words`, or it is what `xsk-broker grant` becomes.
+/// The C program gets `words`, be it what `xsk-broker grant` becomes.
 fn reflects(grant: Option<&[&str]>, words: &[&str]) {
     let program = match binaries::peer("peer-capi") {
         Ok(program) => program,
@@ -81,6 +84,18 @@ fn a_c_program_acquires_and_moves_packets() {
 #[test]
 fn a_c_program_inherits_and_moves_packets() {
     reflects(Some(&["eth0:2", "--kind", "bare"]), &[]);
+}
+
+#[test]
+fn a_c_program_has_a_socket_bound_by_the_broker() {
+    needs_bound!();
+    reflects(None, &["bound", "eth0", "2"]);
+}
+
+#[test]
+fn a_c_program_inherits_what_the_broker_binds() {
+    needs_bound!();
+    reflects(Some(&["eth0:2", "--kind", "bound"]), &["bound"]);
 }
 
 #[test]

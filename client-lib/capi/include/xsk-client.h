@@ -13,6 +13,15 @@
  * with XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD and XDP_COPY (or XDP_ZEROCOPY) in the config. The lease lives as long as the
  * process does, whatever becomes of the connection.
  *
+ * Sockets of kind XSK_CLIENT_BOUND come registered and bound, which libxdp has no function for. Their umem and rings are
+ * mapped by hand, and then libxdp's inline functions for rings work as ever:
+ *
+ *     xsk_client_acquire(client, &request, &grant);
+ *     mmap(NULL, xsk_grant_umem_bytes(grant), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, xsk_grant_umem_fd(grant), 0);
+ *     xsk_client_bind(client, grant);
+ *     fd = xsk_grant_fd(grant, 0);        and mmap() of its rings
+ *     xsk_client_activate(client, xsk_grant_lease(grant));
+ *
  * Functions that can fail return 0 or a negative enum xsk_client_status, and xsk_client_error() then has a sentence for
  * people. A null pointer is XSK_CLIENT_USAGE where an object is needed, and nothing to do where one is freed. Nothing here
  * is safe to call on one object from two threads at a time; different objects are independent.
@@ -74,6 +83,52 @@ enum xsk_client_kind {
    * With rings, for who maps them by hand. The policy has to allow `prepared`.
    */
   XSK_CLIENT_PREPARED = 1,
+  /**
+   * Registered and bound by the broker, for who maps rings and memory by hand: nothing is left of it that could be
+   * changed, it needs no RLIMIT_MEMLOCK, and it can be had for one direction. The policy has to allow `bound`; from
+   * about Linux 6.4. See xsk_client_bind().
+   */
+  XSK_CLIENT_BOUND = 2,
+};
+
+/**
+ * Which way frames go. Less than both for XSK_CLIENT_BOUND only.
+ */
+enum xsk_client_direction {
+  /**
+   * Both.
+   */
+  XSK_CLIENT_RX_TX = 0,
+  /**
+   * The socket receives, and has no TX ring.
+   */
+  XSK_CLIENT_RX = 1,
+  /**
+   * The socket sends, and has no RX ring.
+   */
+  XSK_CLIENT_TX = 2,
+};
+
+/**
+ * One of a socket's rings.
+ */
+enum xsk_client_ring {
+  /**
+   * Chunks to receive into: XDP_UMEM_PGOFF_FILL_RING.
+   */
+  XSK_CLIENT_FILL_RING = 0,
+  /**
+   * Chunks that were sent: XDP_UMEM_PGOFF_COMPLETION_RING.
+   */
+  XSK_CLIENT_COMPLETION_RING = 1,
+  /**
+   * Frames received: XDP_PGOFF_RX_RING.
+   */
+  XSK_CLIENT_RX_RING = 2,
+  /**
+   * Frames to send: XDP_PGOFF_TX_RING.
+   */
+  XSK_CLIENT_TX_RING = 3,
 };
 
 /**
@@ -103,9 +158,21 @@ struct xsk_client_request {
    */
   uint32_t kind;
   /**
-   * Entries of each ring, a power of two; 0 is the broker's default. For XSK_CLIENT_PREPARED only.
+   * Entries of each ring, a power of two; 0 is the broker's default. Not for XSK_CLIENT_BARE.
    */
   uint32_t ring_entries;
+  /**
+   * An enum xsk_client_direction. For XSK_CLIENT_BOUND.
+   */
+  uint32_t direction;
+  /**
+   * The umem's chunks, an even number; 0 is 2048. For XSK_CLIENT_BOUND.
+   */
+  uint32_t chunks;
+  /**
+   * The size of a chunk, 2048 or 4096; 0 is 2048. For XSK_CLIENT_BOUND.
+   */
+  uint32_t chunk_bytes;
   /**
    * A text for the broker's log and list, or NULL.
    */
@@ -142,15 +209,28 @@ int xsk_client_connect(const char *path,
 void xsk_client_close(struct xsk_client *client);
 
 /**
- * Asks for sockets. `*grant` is set if 0 is returned, to be given to xsk_grant_free(), and to NULL else. Bind them, then
- * call xsk_client_activate(), within the time that the broker gives (five seconds, if the policy says nothing else):
- * the lease ends by itself otherwise.
+ * Asks for sockets. `*grant` is set if 0 is returned, to be given to xsk_grant_free(), and to NULL else. Bind them (or
+ * call xsk_client_bind(), for XSK_CLIENT_BOUND), then call xsk_client_activate(), within the time that the broker gives
+ * (five seconds, if the policy says nothing else): the lease ends by itself otherwise.
  *
  * Errors: XSK_CLIENT_DENIED, XSK_CLIENT_BUSY, XSK_CLIENT_REFUSED, XSK_CLIENT_UNREACHABLE, XSK_CLIENT_USAGE.
  */
 int xsk_client_acquire(struct xsk_client *client,
                        const struct xsk_client_request *request,
                        struct xsk_grant **grant);
+
+/**
+ * Has the broker bind the sockets of a grant of kind XSK_CLIENT_BOUND, once; the grant has them from then on. Before, map
+ * xsk_grant_umem_fd() with MAP_SHARED | MAP_POPULATE: every page has to be there, so that your own cgroup pays for it.
+ * After it, map the rings of each socket (XDP_MMAP_OFFSETS, XDP_PGOFF_RX_RING and so on; xsk_grant_ring_entries() tells
+ * their sizes), fill the fill ring, and call xsk_client_activate(). The sockets share the umem: each needs chunks of its
+ * own, and libxdp's functions for rings work on what was mapped, once its structs are set.
+ *
+ * Errors: XSK_CLIENT_BUSY, XSK_CLIENT_REFUSED where a page is missing, the kernel is too old, or it was called before;
+ * XSK_CLIENT_UNREACHABLE, XSK_CLIENT_USAGE.
+ */
+int xsk_client_bind(struct xsk_client *client,
+                    struct xsk_grant *grant);
 
 /**
  * Has packets redirected to the sockets of a lease, once they are bound. It may be called again.
@@ -198,7 +278,25 @@ const char *xsk_grant_interface(const struct xsk_grant *grant);
 uint32_t xsk_grant_interface_index(const struct xsk_grant *grant);
 
 /**
- * How many sockets there are; 0 for NULL.
+ * The fd of the umem of a grant of kind XSK_CLIENT_BOUND, to be mapped before xsk_client_bind(); the mapping stays when the
+ * grant closes it. -1 for other kinds and for NULL.
+ */
+int xsk_grant_umem_fd(const struct xsk_grant *grant);
+
+/**
+ * The length of that umem in bytes; 0 where there is none.
+ */
+size_t xsk_grant_umem_bytes(const struct xsk_grant *grant);
+
+/**
+ * How many entries each socket's ring has that an enum xsk_client_ring names; 0 where there is no such ring: of
+ * XSK_CLIENT_BARE, and of a direction that was not granted.
+ */
+uint32_t xsk_grant_ring_entries(const struct xsk_grant *grant,
+                                uint32_t ring);
+
+/**
+ * How many sockets there are; 0 for NULL, and before xsk_client_bind() for XSK_CLIENT_BOUND.
  */
 size_t xsk_grant_count(const struct xsk_grant *grant);
 

@@ -6,7 +6,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
 
 use xsk_client::Broker;
-use xsk_client::wire::{Acquire, RingSizes, SocketKind, Target};
+use xsk_client::wire::{Acquire, Direction, RingSizes, SocketKind, Target, UmemShape};
 
 use crate::grant::Grant;
 use crate::outcome::{Failure, guarded};
@@ -23,6 +23,22 @@ pub enum Kind {
     XskClientBare = 0,
     /// With rings, for who maps them by hand. The policy has to allow `prepared`.
     XskClientPrepared = 1,
+    /// Registered and bound by the broker, for who maps rings and memory by hand: nothing is left of it that could be
+    /// changed, it needs no RLIMIT_MEMLOCK, and it can be had for one direction. The policy has to allow `bound`; from
+    /// about Linux 6.4. See xsk_client_bind().
+    XskClientBound = 2,
+}
+
+/// Which way frames go. Less than both for XSK_CLIENT_BOUND only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub enum Way {
+    /// Both.
+    XskClientRxTx = 0,
+    /// The socket receives, and has no TX ring.
+    XskClientRx = 1,
+    /// The socket sends, and has no RX ring.
+    XskClientTx = 2,
 }
 
 /// What to ask for. Zeroed, it asks for sockets of kind XSK_CLIENT_BARE; interface and queues are needed.
@@ -35,8 +51,14 @@ pub struct Request {
     pub queues: *const c_char,
     /// An enum xsk_client_kind.
     pub kind: u32,
-    /// Entries of each ring, a power of two; 0 is the broker's default. For XSK_CLIENT_PREPARED only.
+    /// Entries of each ring, a power of two; 0 is the broker's default. Not for XSK_CLIENT_BARE.
     pub ring_entries: u32,
+    /// An enum xsk_client_direction. For XSK_CLIENT_BOUND.
+    pub direction: u32,
+    /// The umem's chunks, an even number; 0 is 2048. For XSK_CLIENT_BOUND.
+    pub chunks: u32,
+    /// The size of a chunk, 2048 or 4096; 0 is 2048. For XSK_CLIENT_BOUND.
+    pub chunk_bytes: u32,
     /// A text for the broker's log and list, or NULL.
     pub label: *const c_char,
 }
@@ -82,9 +104,9 @@ pub unsafe extern "C" fn xsk_client_close(client: *mut Client) {
     });
 }
 
-/// Asks for sockets. `*grant` is set if 0 is returned, to be given to xsk_grant_free(), and to NULL else. Bind them, then
-/// call xsk_client_activate(), within the time that the broker gives (five seconds, if the policy says nothing else):
-/// the lease ends by itself otherwise.
+/// Asks for sockets. `*grant` is set if 0 is returned, to be given to xsk_grant_free(), and to NULL else. Bind them (or
+/// call xsk_client_bind(), for XSK_CLIENT_BOUND), then call xsk_client_activate(), within the time that the broker gives
+/// (five seconds, if the policy says nothing else): the lease ends by itself otherwise.
 ///
 /// Errors: XSK_CLIENT_DENIED, XSK_CLIENT_BUSY, XSK_CLIENT_REFUSED, XSK_CLIENT_UNREACHABLE, XSK_CLIENT_USAGE.
 ///
@@ -112,6 +134,32 @@ pub unsafe extern "C" fn xsk_client_acquire(
         let granted = Grant::new(&acquired, sockets)?;
         // SAFETY: as above.
         unsafe { set(grant, Box::into_raw(Box::new(granted)), "grant") }
+    })
+}
+
+/// Has the broker bind the sockets of a grant of kind XSK_CLIENT_BOUND, once; the grant has them from then on. Before, map
+/// xsk_grant_umem_fd() with MAP_SHARED | MAP_POPULATE: every page has to be there, so that your own cgroup pays for it.
+/// After it, map the rings of each socket (XDP_MMAP_OFFSETS, XDP_PGOFF_RX_RING and so on; xsk_grant_ring_entries() tells
+/// their sizes), fill the fill ring, and call xsk_client_activate(). The sockets share the umem: each needs chunks of its
+/// own, and libxdp's functions for rings work on what was mapped, once its structs are set.
+///
+/// Errors: XSK_CLIENT_BUSY, XSK_CLIENT_REFUSED where a page is missing, the kernel is too old, or it was called before;
+/// XSK_CLIENT_UNREACHABLE, XSK_CLIENT_USAGE.
+///
+/// # Safety
+///
+/// `client` came from xsk_client_connect(), `grant` from this library; or they are NULL.
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xsk_client_bind(client: *mut Client, grant: *mut Grant) -> c_int {
+    guarded(|| {
+        // SAFETY: what the caller passes, by this function's contract; nobody else uses it meanwhile.
+        let client = unsafe { client.as_mut() }.ok_or_else(|| Failure::usage("client is NULL"))?;
+        // SAFETY: as above.
+        let grant = unsafe { grant.as_mut() }.ok_or_else(|| Failure::usage("grant is NULL"))?;
+        let (bound, sockets) = client.0.bind(grant.lease_to_bind()?)?;
+        grant.take_in(&bound, sockets);
+        Ok(())
     })
 }
 
@@ -195,20 +243,45 @@ unsafe fn acquire(request: &Request) -> Result<Acquire, Failure> {
     let kind = match request.kind {
         kind if kind == Kind::XskClientBare as u32 => SocketKind::Bare,
         kind if kind == Kind::XskClientPrepared as u32 => SocketKind::Prepared,
+        kind if kind == Kind::XskClientBound as u32 => SocketKind::Bound,
         other => return Err(Failure::usage(format!("kind {other} is no enum xsk_client_kind"))),
     };
     let mut acquire = Acquire::new(target, kind);
     if request.ring_entries != 0 {
         if kind == SocketKind::Bare {
             return Err(Failure::usage(
-                "ring_entries is for XSK_CLIENT_PREPARED: a bare socket has no rings",
+                "ring_entries is not for XSK_CLIENT_BARE: a bare socket has no rings",
             ));
         }
         acquire.rings = Some(RingSizes::all(request.ring_entries));
+    }
+    if kind == SocketKind::Bound {
+        acquire.direction = Some(direction(request.direction)?);
+        let or_default = |value, default| if value == 0 { default } else { value };
+        acquire.umem = Some(UmemShape {
+            chunks: or_default(request.chunks, UmemShape::DEFAULT.chunks),
+            chunk_bytes: or_default(request.chunk_bytes, UmemShape::DEFAULT.chunk_bytes),
+            ..UmemShape::DEFAULT
+        });
+    } else if (request.direction, request.chunks, request.chunk_bytes) != (0, 0, 0) {
+        return Err(Failure::usage(
+            "direction, chunks and chunk_bytes are for XSK_CLIENT_BOUND: of others, memory and rings are yours to make",
+        ));
     }
     if !request.label.is_null() {
         // SAFETY: by the contract.
         acquire.label = Some(unsafe { text(request.label, "label") }?.to_owned());
     }
     Ok(acquire)
+}
+
+fn direction(value: u32) -> Result<Direction, Failure> {
+    match value {
+        value if value == Way::XskClientRxTx as u32 => Ok(Direction::RxTx),
+        value if value == Way::XskClientRx as u32 => Ok(Direction::Rx),
+        value if value == Way::XskClientTx as u32 => Ok(Direction::Tx),
+        other => Err(Failure::usage(format!(
+            "direction {other} is no enum xsk_client_direction"
+        ))),
+    }
 }

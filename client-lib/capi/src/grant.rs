@@ -6,7 +6,7 @@ use std::ffi::{CString, c_char, c_int};
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::ptr;
 
-use xsk_client::wire::Acquired;
+use xsk_client::wire::{Acquired, BindReply, Direction, RingSizes, SocketKind};
 
 use crate::client::set;
 use crate::outcome::{Failure, Status, guarded, guarded_value};
@@ -17,21 +17,82 @@ pub struct Grant {
     lease: u64,
     interface: CString,
     interface_index: u32,
-    /// In the order of the queues; an fd until it is taken.
+    kind: SocketKind,
+    direction: Direction,
+    rings: RingSizes,
+    /// The umem and its length, of kind `bound`.
+    umem: Option<(OwnedFd, u64)>,
+    /// In the order of the queues; an fd until it is taken. None yet of kind `bound`, before they are bound.
     sockets: Vec<(u32, Option<OwnedFd>)>,
 }
 
+/// One of a socket's rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub enum Ring {
+    /// Chunks to receive into: XDP_UMEM_PGOFF_FILL_RING.
+    XskClientFillRing = 0,
+    /// Chunks that were sent: XDP_UMEM_PGOFF_COMPLETION_RING.
+    XskClientCompletionRing = 1,
+    /// Frames received: XDP_PGOFF_RX_RING.
+    XskClientRxRing = 2,
+    /// Frames to send: XDP_PGOFF_TX_RING.
+    XskClientTxRing = 3,
+}
+
 impl Grant {
-    /// `sockets` in the order of `acquired.sockets`.
-    pub(crate) fn new(acquired: &Acquired, sockets: Vec<OwnedFd>) -> Result<Self, Failure> {
+    /// `fds` are the sockets in the order of `acquired.sockets`, or the umem alone.
+    pub(crate) fn new(acquired: &Acquired, mut fds: Vec<OwnedFd>) -> Result<Self, Failure> {
+        let fault = |text| Failure::of(Status::XskClientFault, text);
+        let umem = match acquired.umem {
+            Some(shape) => Some((
+                fds.pop().ok_or_else(|| fault("a umem without an fd"))?,
+                shape.bytes(),
+            )),
+            None => None,
+        };
         let queues = acquired.sockets.iter().map(|socket| socket.queue);
         let interface = CString::new(acquired.interface.to_string());
         Ok(Self {
             lease: acquired.lease,
-            interface: interface.map_err(|_| Failure::of(Status::XskClientFault, "a name with a NUL"))?,
+            interface: interface.map_err(|_| fault("a name with a NUL"))?,
             interface_index: acquired.interface_index,
-            sockets: queues.zip(sockets.into_iter().map(Some)).collect(),
+            kind: acquired.kind,
+            direction: acquired.direction,
+            rings: acquired.rings,
+            umem,
+            sockets: queues.zip(fds.into_iter().map(Some)).collect(),
         })
+    }
+
+    /// Its lease, if its sockets are for the broker to bind.
+    pub(crate) fn lease_to_bind(&self) -> Result<u64, Failure> {
+        match self.kind {
+            SocketKind::Bound => Ok(self.lease),
+            kind => Err(Failure::usage(format!(
+                "the sockets of lease {} are of kind {kind}: bind them yourself",
+                self.lease
+            ))),
+        }
+    }
+
+    /// Takes what the broker has bound, in the order of `bound.sockets`.
+    pub(crate) fn take_in(&mut self, bound: &BindReply, sockets: Vec<OwnedFd>) {
+        let queues = bound.sockets.iter().map(|socket| socket.queue);
+        self.sockets = queues.zip(sockets.into_iter().map(Some)).collect();
+    }
+
+    fn ring_entries(&self, ring: u32) -> Option<u32> {
+        match ring {
+            _ if self.kind == SocketKind::Bare => None,
+            ring if ring == Ring::XskClientFillRing as u32 => Some(self.rings.fill),
+            ring if ring == Ring::XskClientCompletionRing as u32 => Some(self.rings.completion),
+            ring if ring == Ring::XskClientRxRing as u32 => {
+                self.direction.receives().then_some(self.rings.rx)
+            }
+            ring if ring == Ring::XskClientTxRing as u32 => self.direction.sends().then_some(self.rings.tx),
+            _ => None,
+        }
     }
 }
 
@@ -51,17 +112,14 @@ pub unsafe extern "C" fn xsk_client_inherit(grant: *mut *mut Grant) -> c_int {
         unsafe { set(grant, ptr::null_mut(), "grant") }?;
         let inherited = xsk_client::Grant::from_env()
             .map_err(|error| Failure::of(Status::XskClientNotInherited, error.to_string()))?;
-        // By queue, whatever the order of the fds.
+        // By queue, whatever the order of the fds; or the umem's alone.
         let (acquired, fds) = inherited.into_parts();
         let mut places: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
-        let sockets: Option<Vec<OwnedFd>> = acquired
-            .sockets
-            .iter()
-            .map(|socket| {
-                places
-                    .get_mut(usize::try_from(socket.socket_file_descriptor).ok()?)?
-                    .take()
-            })
+        let named = acquired.sockets.iter();
+        let sockets: Option<Vec<OwnedFd>> = named
+            .map(|socket| socket.socket_file_descriptor)
+            .chain(acquired.umem_file_descriptor)
+            .map(|index| places.get_mut(usize::try_from(index).ok()?)?.take())
             .collect();
         let sockets = sockets.ok_or_else(|| {
             Failure::of(
@@ -131,7 +189,51 @@ pub unsafe extern "C" fn xsk_grant_interface_index(grant: *const Grant) -> u32 {
     guarded_value(0, || Some(unsafe { grant.as_ref() }?.interface_index))
 }
 
-/// How many sockets there are; 0 for NULL.
+/// The fd of the umem of a grant of kind XSK_CLIENT_BOUND, to be mapped before xsk_client_bind(); the mapping stays when the
+/// grant closes it. -1 for other kinds and for NULL.
+///
+/// # Safety
+///
+/// `grant` is NULL or came from this library.
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xsk_grant_umem_fd(grant: *const Grant) -> c_int {
+    guarded_value(-1, || {
+        // SAFETY: what the caller passes, by this function's contract.
+        let (memfd, _) = unsafe { grant.as_ref() }?.umem.as_ref()?;
+        Some(memfd.as_raw_fd())
+    })
+}
+
+/// The length of that umem in bytes; 0 where there is none.
+///
+/// # Safety
+///
+/// `grant` is NULL or came from this library.
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xsk_grant_umem_bytes(grant: *const Grant) -> usize {
+    guarded_value(0, || {
+        // SAFETY: what the caller passes, by this function's contract.
+        let (_, bytes) = unsafe { grant.as_ref() }?.umem.as_ref()?;
+        usize::try_from(*bytes).ok()
+    })
+}
+
+/// How many entries each socket's ring has that an enum xsk_client_ring names; 0 where there is no such ring: of
+/// XSK_CLIENT_BARE, and of a direction that was not granted.
+///
+/// # Safety
+///
+/// `grant` is NULL or came from this library.
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xsk_grant_ring_entries(grant: *const Grant, ring: u32) -> u32 {
+    // SAFETY: what the caller passes, by this function's contract.
+    guarded_value(0, || unsafe { grant.as_ref() }?.ring_entries(ring))
+}
+
+/// How many sockets there are; 0 for NULL, and before xsk_client_bind() for XSK_CLIENT_BOUND.
 ///
 /// # Safety
 ///

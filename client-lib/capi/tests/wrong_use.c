@@ -34,6 +34,9 @@ int main(void)
 	EXPECT(xsk_client_retry_after_ms() == 0);
 	EXPECT(xsk_grant_lease(NULL) == 0 && xsk_grant_count(NULL) == 0);
 	EXPECT(!xsk_grant_interface(NULL) && xsk_grant_interface_index(NULL) == 0);
+	EXPECT(xsk_client_bind(NULL, NULL) == XSK_CLIENT_USAGE && strstr(xsk_client_error(), "NULL"));
+	EXPECT(xsk_grant_umem_fd(NULL) == -1 && xsk_grant_umem_bytes(NULL) == 0);
+	EXPECT(xsk_grant_ring_entries(NULL, XSK_CLIENT_RX_RING) == 0);
 	EXPECT(xsk_grant_queue(NULL, 0) == UINT32_MAX);
 	EXPECT(xsk_grant_fd(NULL, 0) == -1 && xsk_grant_take_fd(NULL, 0) == -1);
 	xsk_grant_free(NULL);

@@ -3,12 +3,16 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+const SOURCES: [&str; 2] = ["src/reflect.c", "src/bound.c"];
+
 fn main() {
-    println!("cargo:rerun-if-changed=src/reflect.c");
+    for source in SOURCES {
+        println!("cargo:rerun-if-changed={source}");
+    }
     println!("cargo:rerun-if-changed=../../../client-lib/capi/include/xsk-client.h");
     let bpf = std::env::var("DEP_BPF_INCLUDE").expect("libbpf-sys tells where its headers are");
     cc::Build::new()
-        .file("src/reflect.c")
+        .files(SOURCES)
         .include(libxdp_headers())
         .include(bpf)
         .include("../../../client-lib/capi/include")
