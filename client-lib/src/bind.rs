@@ -79,9 +79,10 @@ impl BindOptions {
         self
     }
 
-    /// Packets that are longer than a chunk come and go as several frames (`XDP_USE_SG`, Linux 6.6), up to 18: see
-    /// [`RxFrame::continues`](crate::RxFrame::continues). Without it the kernel drops and counts them. Zero-copy drivers
-    /// may not have it.
+    /// Packets that are longer than a chunk come and go as several frames (`XDP_USE_SG`, Linux 6.6), up to 18 where they are
+    /// sent: [`Xsk::receive_packets`](crate::Xsk::receive_packets) and
+    /// [`Xsk::transmit_packets`](crate::Xsk::transmit_packets) keep them whole. Without it the kernel drops and counts
+    /// them. Zero-copy drivers may not have it.
     pub const fn multi_buffer(mut self) -> Self {
         self.buffers = Buffers::Several;
         self

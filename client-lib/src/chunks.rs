@@ -288,6 +288,18 @@ impl Chunks {
         }
     }
 
+    /// Takes a chunk off the free list, and says where a frame that is made in it begins.
+    pub(crate) fn take(&mut self) -> Option<u64> {
+        while let Some(&entry) = self.free.as_slice().last() {
+            self.free.drop_top();
+            let start = self.admit_free(entry);
+            if start != REFUSED {
+                return Some(start);
+            }
+        }
+        None
+    }
+
     /// The topmost entry names its chunk again: with unaligned chunks the fill ring wants that.
     #[cold]
     fn close_one(&mut self) {
@@ -296,7 +308,7 @@ impl Chunks {
         }
     }
 
-    /// Takes the chunks of frames that were received, admitted and dropped.
+    /// Takes the chunks of frames that were admitted and are not wanted any more.
     pub(crate) fn take_back(&mut self, addresses: impl IntoIterator<Item = u64>) {
         for address in addresses {
             let umem = self.share.pool().umem();

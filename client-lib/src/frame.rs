@@ -10,6 +10,7 @@ use std::slice;
 use std::sync::Arc;
 
 use crate::cast;
+use crate::packet::MOST_FRAMES;
 use crate::pool::Pool;
 
 /// A frame that could not be sent, and why. The frame is still the caller's.
@@ -31,6 +32,12 @@ pub enum UnsentReason {
     /// More bytes than the chunk has from the frame's first byte on.
     #[error("the frame is longer than its chunk")]
     TooLong,
+    /// No chunk of the socket's share of the umem is free: frames are received into, owned, or not sent yet.
+    #[error("no chunk is free")]
+    NoChunk,
+    /// The packet would be of more frames than the kernel sends as one, which is 18.
+    #[error("the packet is of more than {MOST_FRAMES} frames")]
+    TooManyFrames,
     /// The frame is in another umem than the socket's.
     #[error("the frame belongs to another umem")]
     ForeignUmem,

@@ -94,12 +94,14 @@ pub fn play(script: &[u8]) {
     let mut script = Script(script);
     let mut stage = Stage::new(&mut script);
     while !script.0.is_empty() {
-        match script.byte() % 8 {
+        match script.byte() % 10 {
             0 | 1 => stage.kernel_goes_on(&mut script),
             2 => stage.write_index(&mut script),
             3 | 4 => stage.write_entry(&mut script),
             5 => stage.receive(&mut script),
             6 => stage.transmit(&mut script),
+            7 => stage.receive_packets(&mut script),
+            8 => stage.transmit_packets(&mut script),
             _ => stage.with_owned(&mut script),
         }
         stage.look();
@@ -298,6 +300,49 @@ impl Stage {
                 6 => break,
                 _ => frame.fill(LENT),
             }
+        }
+    }
+
+    fn receive_packets(&mut self, script: &mut Script<'_>) {
+        let Ok(mut batch) = self.xsk.receive_packets(script.below(12)) else {
+            return;
+        };
+        let mut forgotten = false;
+        while let Some(mut packet) = batch.next_packet() {
+            for frame in packet.frames() {
+                check(&self.memory, &self.owned, frame);
+            }
+            let index = usize::from(script.byte()) % 4;
+            if let Some(frame) = packet.frame_mut(index) {
+                frame.fill(LENT);
+            }
+            match script.byte() % 4 {
+                0 => packet.send().unwrap_or_else(drop),
+                1 => assert_eq!(packet.to_vec().len(), packet.len(), "all of its bytes"),
+                2 => {
+                    forgotten = script.byte() > 200;
+                    break;
+                }
+                _ => {}
+            }
+        }
+        if forgotten {
+            std::mem::forget(batch);
+        }
+    }
+
+    fn transmit_packets(&mut self, script: &mut Script<'_>) {
+        let Ok(mut batch) = self.xsk.transmit_packets() else {
+            return;
+        };
+        for _ in 0..script.below(4) {
+            let (memory, owned) = (&self.memory, &self.owned);
+            let length = usize::from(script.byte()) * 64;
+            let sent = batch.send_with(length, |_, frame| {
+                check(memory, owned, frame);
+                frame.fill(LENT);
+            });
+            sent.ok();
         }
     }
 

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -11,9 +12,13 @@ use tokio::time::timeout;
 
 use crate::error::Error;
 use crate::receive::Received;
-use crate::xsk::Xsk;
+use crate::xsk::{DEVICE_CHECK, Xsk};
 
 /// An [`Xsk`] that is waited for with tokio; feature `tokio`. Its runtime needs I/O and time.
+///
+/// What is awaited ends with packets or with an error, [`Error::DeviceGone`] within a second of the event. It does not end
+/// with the lease: a socket whose lease was revoked stays bound, and nothing arrives. [`Monitor`](crate::Monitor) tells of
+/// that; who does not want to ask sets a limit with `tokio::time::timeout`, after which nothing is lost.
 ///
 /// ```no_run
 /// # async fn run(xsk: xsk_client::Xsk) -> Result<(), Box<dyn std::error::Error>> {
@@ -30,6 +35,8 @@ use crate::xsk::Xsk;
 pub struct AsyncXsk {
     /// A duplicate, since who has the socket by `&mut` may put another one in its place. Closed before it.
     watched: AsyncFd<OwnedFd>,
+    /// When it was last seen whether the device is still there: awaits that are given up early add up.
+    looked: Instant,
     xsk: Xsk,
 }
 
@@ -47,7 +54,11 @@ impl AsyncXsk {
         let duplicate = xsk.as_fd().try_clone_to_owned()?;
         // SAFETY: the AsyncFd owns the OwnedFd: it is open and the same for as long as that lives.
         let watched = unsafe { AsyncFd::register_with_interest(duplicate, Interest::READABLE) }?;
-        Ok(Self { watched, xsk })
+        Ok(Self {
+            watched,
+            looked: Instant::now(),
+            xsk,
+        })
     }
 
     /// Waits until there is something to receive. Dropped before, it has no effect.
@@ -60,6 +71,10 @@ impl AsyncXsk {
             if self.xsk.is_readable()? {
                 return Ok(());
             }
+            if self.looked.elapsed() >= DEVICE_CHECK {
+                self.looked = Instant::now();
+                self.xsk.check_device()?;
+            }
             match timeout(self.xsk.longest_pause(), self.watched.readable()).await {
                 Ok(Ok(mut ready)) => {
                     // What comes after this look makes it ready again, and that is not cleared.
@@ -68,7 +83,7 @@ impl AsyncXsk {
                     }
                 }
                 Ok(Err(cause)) => return Err(self.xsk.failed("epoll_wait", cause)),
-                Err(_elapsed) => self.xsk.check_device()?,
+                Err(_elapsed) => {}
             }
         }
     }

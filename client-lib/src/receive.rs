@@ -126,7 +126,7 @@ impl<'x> Received<'x> {
 }
 
 #[inline]
-fn mark(entry: &Cell<Descriptor>) {
+pub(crate) fn mark(entry: &Cell<Descriptor>) {
     let mut kept = entry.get();
     kept.address = KEPT;
     entry.set(kept);

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -45,6 +45,8 @@ pub(crate) struct Socket {
     pub(crate) mode: BindMode,
     /// How many frames one call sends at most.
     kick_frames: AtomicU32,
+    /// The kernel has told that the device is gone, which it does once.
+    is_gone: AtomicBool,
 }
 
 impl Socket {
@@ -54,6 +56,7 @@ impl Socket {
             queue,
             mode,
             kick_frames: AtomicU32::new(KICK_FRAMES),
+            is_gone: AtomicBool::new(false),
         }
     }
 
@@ -137,11 +140,16 @@ impl Socket {
         sys::statistics(&self.fd).map_err(|cause| self.error("XDP_STATISTICS", cause))
     }
 
-    /// A device that goes leaves ENETDOWN on its sockets (`xsk_notifier`, net/xdp/xsk.c).
+    /// A device that goes leaves ENETDOWN on its sockets (`xsk_notifier`, net/xdp/xsk.c), which who asks for it takes away
+    /// (`sock_error`, include/net/sock.h).
     pub(crate) fn check_device(&self) -> Result<(), Error> {
-        match rustix::net::sockopt::socket_error(&self.fd) {
-            Ok(Err(Errno::NETDOWN | Errno::NXIO)) => Err(self.gone()),
-            _ => Ok(()),
+        let told = rustix::net::sockopt::socket_error(&self.fd);
+        if let Ok(Err(Errno::NETDOWN | Errno::NXIO)) = told {
+            self.is_gone.store(true, Ordering::Relaxed);
+        }
+        match self.is_gone.load(Ordering::Relaxed) {
+            true => Err(self.gone()),
+            false => Ok(()),
         }
     }
 

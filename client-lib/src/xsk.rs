@@ -5,9 +5,12 @@
 //! received: for about a microsecond after a batch they are not.
 
 mod core;
+mod packets;
 mod upkeep;
 
 pub(crate) use core::Core;
+#[cfg(feature = "tokio")]
+pub(crate) use upkeep::DEVICE_CHECK;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -17,6 +20,7 @@ use rustix::event::PollFlags;
 use crate::bind::{BindOptions, mode_of};
 use crate::error::{Error, Queue};
 use crate::frame::{Frame, Unsent, UnsentReason};
+use crate::packet::{ReceivedPackets, TransmitPackets};
 use crate::pool::{Pool, Share};
 use crate::receive::Received;
 use crate::ring::{Descriptor, RxRing};
@@ -149,6 +153,53 @@ impl Xsk {
     pub fn transmit(&mut self, max: u32) -> Result<Transmit<'_>, Error> {
         let run = self.core.free_run(max)?;
         Ok(Transmit::new(&mut self.core, run, max))
+    }
+
+    /// Takes received packets whole, however many frames each is of: up to `max` frames in all, or one packet that has more.
+    /// For sockets that are bound with [`BindOptions::multi_buffer`]; of others, each frame is a packet.
+    ///
+    /// ```no_run
+    /// # fn run(xsk: &mut xsk_client::Xsk) -> Result<(), xsk_client::Error> {
+    /// let mut batch = xsk.receive_packets(64)?;
+    /// while let Some(mut packet) = batch.next_packet() {
+    ///     // The headers are in the first frame.
+    ///     if let Some((to, from)) = packet.frame_mut(0).and_then(|frame| frame.split_at_mut_checked(6)) {
+    ///         to.swap_with_slice(&mut from[..6]);
+    ///         // Where the TX ring has no room for all of it, the packet comes back in the error and is recycled.
+    ///         packet.send().ok();
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::receive`].
+    pub fn receive_packets(&mut self, max: u32) -> Result<ReceivedPackets<'_>, Error> {
+        let count = self.core.ready_packets(max, &mut self.copies)?;
+        let frames = self.copies.get_mut(..count).unwrap_or_default();
+        Ok(ReceivedPackets::new(&mut self.core, frames))
+    }
+
+    /// Prepares to send packets made here, each as a whole.
+    ///
+    /// ```no_run
+    /// # fn run(xsk: &mut xsk_client::Xsk, packet: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+    /// xsk.transmit_packets()?.send(packet)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::transmit`].
+    pub fn transmit_packets(&mut self) -> Result<TransmitPackets<'_>, Error> {
+        self.core.upkeep()?;
+        match self.core.sends() {
+            true => Ok(TransmitPackets::new(&mut self.core)),
+            false => Err(self.core.socket.lacks(Ring::Tx)),
+        }
     }
 
     /// Sends one owned frame. For several, [`Transmit::send_owned`] is cheaper.

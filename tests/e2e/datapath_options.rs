@@ -15,8 +15,8 @@ use xsk_client::sys::TxChecksums;
 use xsk_client::wire::RingSizes;
 use xsk_client::{BindOptions, Bound, Broker, Error, Grant, Request, TxRequest, Umem, UmemOptions, Xsk, raw};
 
-use crate::datapath_kicks;
 use crate::lease_scene::{PATIENCE, allow_with, interface, payload, port, read_frame};
+use crate::{datapath_kicks, datapath_packets};
 
 const QUEUE: u32 = 3;
 
@@ -32,6 +32,9 @@ pub(crate) fn asks_for(arguments: &[String]) {
             &UmemOptions::new().chunks(256),
             &BindOptions::new().multi_buffer(),
         ),
+        "packets" => datapath_packets::reflect_packets(),
+        "whole packets" => datapath_packets::send_whole_packets(),
+        "no packets" => datapath_packets::send_what_cannot_be(),
         "huge pages" => reflect(
             &UmemOptions::new().chunks(1024).on_hugepages(),
             &BindOptions::new(),

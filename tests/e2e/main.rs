@@ -16,9 +16,12 @@ mod bound_zero_copy;
 mod broker_crash;
 mod capi;
 mod cli_words;
+mod client_examples;
 mod datapath_calls;
 mod datapath_kicks;
 mod datapath_options;
+mod datapath_packets;
+mod datapath_tasks;
 mod fd_store;
 mod fd_store_unbound;
 mod fixture_leaks;
@@ -104,6 +107,7 @@ e2e::bodies![
     datapath_calls::filtered,
     datapath_calls::hot_path,
     datapath_options::asks_for,
+    datapath_tasks::awaits_packets,
     fixture_users::report_status,
     fixture_users::sleep_long,
     fixture_world::world_with_a_holder,

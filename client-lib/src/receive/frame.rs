@@ -70,7 +70,8 @@ impl RxFrame<'_, '_> {
     }
 
     /// Whether the packet goes on with the next frame, perhaps of the next batch. Only sockets that are bound with
-    /// [`BindOptions::multi_buffer`](crate::BindOptions::multi_buffer) receive such packets.
+    /// [`BindOptions::multi_buffer`](crate::BindOptions::multi_buffer) receive such packets;
+    /// [`Xsk::receive_packets`](crate::Xsk::receive_packets) gives them whole.
     pub fn continues(&self) -> bool {
         self.batch.core.multi_buffer && self.entry.get().options & PACKET_CONTINUES != 0
     }

@@ -205,6 +205,13 @@ impl<D: Entry> ConsumerRing<D> {
         Ok(self.map.run(self.cursor.index(), count))
     }
 
+    /// Whether the next entry is the ring's first: the last run may have ended where the ring does, and not where what is
+    /// ready does.
+    #[inline]
+    pub(crate) fn is_at_start(&self) -> bool {
+        self.cursor.index() & (self.map.size() - 1) == 0
+    }
+
     /// Gives entries of `ready_run`s back to the kernel.
     #[inline]
     pub(crate) fn release(&mut self, count: u32) {

@@ -37,6 +37,7 @@ impl TxFrame<'_, '_> {
 
     /// Sends its first `length` bytes as a part of a packet that goes on with the next frame that is sent. Make sure that
     /// there is one ([`Transmit::len`]): what is sent next belongs to this packet in any case.
+    /// [`Xsk::transmit_packets`](crate::Xsk::transmit_packets) sees to that by itself.
     ///
     /// # Errors
     ///

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::cast;
 use crate::error::Error;
+use crate::packet::MOST_FRAMES;
 use crate::receive::KEPT;
 use crate::ring::{CorruptRing, Descriptor, PACKET_CONTINUES, Run, TxRing};
 use crate::socket::Kick;
@@ -14,10 +15,7 @@ use crate::xsk::Core;
 
 /// How long `wait` sleeps at most before it looks whether the device is still there: poll() does not tell
 /// (`xsk_poll`, net/xdp/xsk.c).
-const DEVICE_CHECK: Duration = Duration::from_secs(1);
-
-/// Of how many frames a packet may be (`MAX_SKB_FRAGS` and the first, include/linux/skbuff.h).
-const MOST_FRAMES: u32 = 18;
+pub(crate) const DEVICE_CHECK: Duration = Duration::from_secs(1);
 
 impl Core {
     /// Gives the kernel what a batch leaves behind: entries of the RX ring, the chunks of frames that were dropped, frames
@@ -32,8 +30,9 @@ impl Core {
         }
     }
 
+    /// Gives the ring back these entries, and the chunks of those that are not marked to the kernel.
     #[inline(never)]
-    fn give_back(&mut self, frames: &[Cell<Descriptor>], kept: u32) {
+    pub(crate) fn give_back(&mut self, frames: &[Cell<Descriptor>], kept: u32) {
         let count = cast::count(frames.len());
         if kept < count
             && let Err(cause) = self.recycle(frames, kept)
@@ -180,8 +179,12 @@ impl Core {
             self.chunks.collect();
             self.refill().map_err(|cause| self.socket.corrupt(cause))?;
         }
-        if self.in_flight > 0 {
-            self.reap().map_err(|cause| self.socket.corrupt(cause))?;
+        while self.in_flight > 0 {
+            let taken = self.reap().map_err(|cause| self.socket.corrupt(cause))?;
+            // Once more behind the ring's end: with a small umem the next packets need those chunks.
+            if taken == 0 || !self.rings.completion.is_at_start() {
+                break;
+            }
         }
         if self.kick_again {
             self.kick_tx()?;
@@ -189,17 +192,18 @@ impl Core {
         Ok(())
     }
 
-    /// Takes back what the kernel has sent.
-    fn reap(&mut self) -> Result<(), CorruptRing> {
-        // Up to the ring's end; what is behind that is for the next time.
+    /// Takes back what the kernel has sent, up to the ring's end, and says how much that is.
+    #[inline(always)]
+    fn reap(&mut self) -> Result<u32, CorruptRing> {
         let run = self.rings.completion.ready_run(self.chunks.free.room())?;
         if run.count == 0 {
-            return Ok(());
+            return Ok(0);
         }
         let taken = self.chunks.take_sent(&run, self.stamps.as_mut());
         self.rings.completion.release(taken);
         self.in_flight = self.in_flight.saturating_sub(taken);
-        self.refill()
+        self.refill()?;
+        Ok(taken)
     }
 
     /// Moves free chunks to the fill ring, as many as fit and are not kept for sending.

@@ -93,6 +93,11 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
         match told {
             Some(Ask::Pause(milliseconds)) => {
                 held.send_all(&mut xsk)?;
+                // So that all chunks but those are in the fill ring that are kept for sending: what it can take while it
+                // pauses is then the same each time. On a busy machine the kernel sends some time after the call.
+                while xsk.in_flight() > 0 {
+                    xsk.wait(Some(Duration::from_millis(1)))?;
+                }
                 sleep(Duration::from_millis(u64::from(milliseconds)));
             }
             Some(Ask::End) => {

@@ -19,14 +19,16 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The papers that tests read, by their paths in the repository.
 const PAPERS: [&str; 2] = ["README.md", "policy.example.toml"];
 
+/// The client library's examples, which tests run.
+const EXAMPLES: [&str; 5] = ["async", "busy", "echo", "manager", "raw"];
+
 /// The programs, built.
 #[derive(Debug)]
 pub(super) struct Programs {
     init: PathBuf,
     broker: PathBuf,
-    echo: PathBuf,
+    examples: Vec<(&'static str, PathBuf)>,
     xskperf: PathBuf,
-    manager: PathBuf,
     suite: PathBuf,
 }
 
@@ -47,12 +49,15 @@ impl Programs {
             "--locked",
             "--no-run",
         ])?;
+        let mut examples = Vec::new();
+        for name in EXAMPLES {
+            examples.push((name, artifacts::executable(&programs, "example", name)?));
+        }
         Ok(Self {
             init: artifacts::executable(&programs, "bin", "vm-init")?,
             broker: artifacts::executable(&programs, "bin", "xsk-broker")?,
-            echo: artifacts::executable(&programs, "example", "echo")?,
+            examples,
             xskperf: artifacts::executable(&programs, "bin", "xskperf")?,
-            manager: artifacts::executable(&programs, "example", "manager")?,
             suite: artifacts::executable(&suite, "test", "e2e")?,
         })
     }
@@ -80,11 +85,12 @@ impl Programs {
         for (path, program) in [
             ("bin/xsk-broker", &self.broker),
             ("bin/xskperf", &self.xskperf),
-            ("bin/examples/echo", &self.echo),
-            ("bin/examples/manager", &self.manager),
             ("bin/e2e", &self.suite),
         ] {
             image.copy(path, Mode::Program, program)?;
+        }
+        for (name, example) in &self.examples {
+            image.copy(&format!("bin/examples/{name}"), Mode::Program, example)?;
         }
         for (number, module) in kernel.modules()?.iter().enumerate() {
             let path = format!("modules/{number:02}-{}.ko", module.name);

@@ -1,0 +1,18 @@
+//! Packets of several frames: taken whole, sent whole.
+//!
+//! Where a socket was bound with [`BindOptions::multi_buffer`](crate::BindOptions::multi_buffer), a packet that is larger
+//! than a chunk is several frames, one behind the other in the rings. Who walks frames by himself has to remember where a
+//! packet is cut by a batch's edge, and may find no room for its second half. Here a batch ends where a packet does,
+//! whatever the edges of the rings, and a packet is sent as a whole or not at all.
+//!
+//! This is not the hot path of small frames: each frame is admitted by itself, and entries of the RX ring are given back
+//! before a packet of them is published to the TX ring. So a batch that is leaked gives no chunk away twice.
+
+mod received;
+mod transmit;
+
+pub use received::{ReceivedPackets, RxPacket};
+pub use transmit::TransmitPackets;
+
+/// Of how many frames a packet may be that is sent (`MAX_SKB_FRAGS` and the first, include/linux/skbuff.h).
+pub(crate) const MOST_FRAMES: u32 = 18;
