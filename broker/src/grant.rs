@@ -13,131 +13,37 @@
 mod activate;
 pub mod bare;
 mod bound;
+mod hand_over;
 mod refusals;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde::Serialize;
-use tokio::sync::oneshot::{self, error::TryRecvError};
-use tokio::time::timeout;
-use xsk_client::wire::{
-    Acquire, Acquired, BindReply, Change, GrantedSocket, InterfaceName, QueueLock, SocketKind,
-};
+use tokio::sync::oneshot;
+use xsk_client::wire::{Acquire, Acquired, Change, GrantedSocket, InterfaceName, QueueLock, SocketKind};
 
 use crate::audit::{Event, Line};
 use crate::device::Device;
-use crate::end::{self, Reason};
-use crate::engine::{Engine, EngineHandle, Turn};
+use crate::engine::{Engine, EngineHandle};
 use crate::error::{Error, Failure, chain};
 use crate::fail_point;
-use crate::identity::{Peer, Process};
+use crate::identity::Peer;
 use crate::kernel::queue_lock::{Confinement, Unconfined};
 use crate::kernel::queue_probe::QueueUse;
 use crate::kernel::redirect::{AttachError, Redirect};
 use crate::kernel::umem::Umem;
 use crate::kernel::xsk::Xsk;
-use crate::lease::{Lease, LeaseId, LeasedSocket, Reservation};
+use crate::lease::{Lease, LeasedSocket, Reservation};
 use crate::policy::{Insert, Request, Terms, Verdict};
 use crate::unread::Unread;
 use crate::{transfer, zero_copy};
 
 pub use activate::activate;
 pub use bound::bind;
+pub use hand_over::{HandOver, HandOverReply};
 use refusals::{
     beyond_map, foreign_program, no_device, no_lock, no_such_queue, not_native, taken, unconfined, uplink,
 };
-
-/// A lease, or its sockets, on the way to its holder: the reply and the fds that go with it.
-///
-/// Unless [`HandOver::delivered`] is called the lease ends, whatever the reason: a client that hung up, a deadline, a
-/// full socket. It does not where its holder has given it away meanwhile.
-#[derive(Debug)]
-#[must_use = "a lease that is not delivered ends"]
-pub struct HandOver {
-    /// What to answer.
-    pub reply: HandOverReply,
-    /// In the order of the reply's indexes.
-    pub fds: Vec<OwnedFd>,
-    /// What charges the client for them, until somebody else keeps it.
-    pub unread: Option<Unread>,
-    /// Resolves when the service manager was sent what the next broker is to have of it.
-    stored: Option<oneshot::Receiver<()>>,
-    lease: LeaseId,
-    /// Whose lease it is; it may give it away before this is delivered.
-    holder: Arc<Process>,
-    is_delivered: bool,
-    /// Resolves when the lease has ended; nobody has it yet when the lease is new.
-    ended: Option<oneshot::Receiver<()>>,
-    engine: EngineHandle,
-}
-
-/// What goes to a holder with fds.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-pub enum HandOverReply {
-    /// A new lease.
-    Acquired(Acquired),
-    /// The sockets of a lease of kind `bound`.
-    Bound(BindReply),
-}
-
-impl HandOver {
-    /// Whether it is still to be delivered: the lease has not ended meanwhile, nor moved to another process.
-    ///
-    /// # Errors
-    ///
-    /// Where the engine has stopped.
-    pub async fn is_wanted(&mut self, turn: Turn) -> Result<bool, Failure> {
-        // A new lease has this holder's watch until either: nobody else has to be asked.
-        if let Some(ended) = &mut self.ended {
-            return Ok(matches!(ended.try_recv(), Err(TryRecvError::Empty)));
-        }
-        let (lease, holder) = (self.lease, Arc::clone(&self.holder));
-        let is_held = move |engine: &mut Engine| {
-            let lease = engine.leases.get_mut(lease);
-            lease.is_some_and(|lease| lease.is_live() && lease.holder().is(&holder))
-        };
-        self.engine.call(turn, is_held).await
-    }
-
-    /// Waits until a service manager that keeps fds has those that the next broker needs for this lease: only then may
-    /// anybody else have its sockets. Not for ever: without them it is as without such a manager.
-    pub async fn until_stored(&mut self) {
-        const PATIENCE: Duration = Duration::from_secs(1);
-
-        if let Some(stored) = self.stored.take()
-            && timeout(PATIENCE, stored).await.is_err()
-        {
-            tracing::warn!(
-                lease = self.lease.0,
-                "the service manager does not take fds to keep (NOTIFY_SOCKET): this lease may not outlive a restart"
-            );
-        }
-    }
-
-    /// The number of the lease.
-    pub fn lease(&self) -> LeaseId {
-        self.lease
-    }
-
-    /// The client has the fds. Gives a new lease, and what resolves when it has ended.
-    pub fn delivered(mut self) -> Option<(LeaseId, oneshot::Receiver<()>)> {
-        self.is_delivered = true;
-        self.ended.take().map(|ended| (self.lease, ended))
-    }
-}
-
-impl Drop for HandOver {
-    fn drop(&mut self) {
-        if !self.is_delivered {
-            let (lease, holder) = (self.lease, Arc::clone(&self.holder));
-            self.engine
-                .post(move |engine| end::of_holder(engine, lease, &holder, Reason::NotDelivered));
-        }
-    }
-}
 
 /// Does a peer's `Acquire`. Whoever calls it has a refusal written down with [`refused`], once it is final.
 ///

@@ -1,7 +1,12 @@
 //! Who connected, asked of the kernel in earnest.
 
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use xsk_client::wire::{BrokerError, Transfer};
+
+use super::process::ToldApart;
 use super::*;
 
 #[test]
