@@ -159,7 +159,10 @@ fn resume(engine: &mut Engine, record: &Record, fate: Fate) -> Resumed {
     let id = lease.id();
     // What may be unbound is confined again before anything else is served or ended, if all of it is there.
     let confined = match record.stage {
-        Stage::Active => Ok(()),
+        Stage::Active => {
+            engine.locks.are_bound(&lease);
+            Ok(())
+        }
         // Once it has ended, what was bound is confined by that.
         Stage::Ended if !lease.sockets.iter().any(is_unbound) => Ok(()),
         Stage::Pending | Stage::Ended => confine_anew(engine, &mut lease),

@@ -24,7 +24,7 @@ const ATTACH: [&str; 4] = [
     "attach: link pinned",
 ];
 /// Those of a holder's life that binds by itself.
-const LIFE: [&str; 13] = [
+pub(crate) const LIFE: [&str; 13] = [
     "acquire: reserved",
     "acquire: written down",
     "acquire: sockets made",

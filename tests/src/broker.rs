@@ -260,6 +260,11 @@ impl<'w> BrokerProcess<'w> {
         self.process.wait(PATIENCE)
     }
 
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> Result<bool> {
+        self.process.is_running()
+    }
+
     /// Waits for an end that comes by itself.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         self.process.wait(PATIENCE)

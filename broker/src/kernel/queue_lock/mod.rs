@@ -186,7 +186,9 @@ impl QueueLocks {
                 let guard = self
                     .placeholders
                     .guard(reservation.id(), device, &granted, BTreeMap::new())?;
-                let announced = self.taints.announce(device.index, reservation.holder())?;
+                let announced = self
+                    .taints
+                    .announce(device.index, reservation.id(), reservation.holder())?;
                 Ok(Confinement::Placeholders {
                     _guard: guard,
                     announced,
@@ -219,7 +221,7 @@ impl QueueLocks {
             QueueLock::Placeholders => {
                 let granted = lease.terms().queues().iter().collect();
                 let guard = self.placeholders.guard(lease.id(), device, &granted, standing)?;
-                let announced = self.taints.resume(device.index, holder)?;
+                let announced = self.taints.resume(device.index, lease.id(), holder)?;
                 let announced = announced.ok_or(Unconfined::Tainted)?;
                 Ok(Confinement::Placeholders {
                     _guard: guard,
@@ -236,6 +238,11 @@ impl QueueLocks {
             },
             QueueLock::None => Ok(Confinement::None),
         }
+    }
+
+    /// Sockets of a lease that was taken over as active are bound: nothing is tainted by them.
+    pub fn are_bound(&mut self, lease: &Lease) {
+        self.taints.forget(lease.device().index, lease.id());
     }
 
     /// Ends what is out of other brokers' and was not resumed, and tells of it: `resumed` is what was.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
 use crate::identity::Process;
+use crate::lease::LeaseId;
 use crate::run_dir::{RunDirectory, boot_id};
 
 /// What the names begin with; the device's index follows.
@@ -23,13 +24,30 @@ pub const UNBOUND: &str = "unbound-";
 #[derive(Debug)]
 pub struct Taints {
     directory: Arc<RunDirectory>,
-    holders: HashMap<u32, Process>,
+    /// By the index of a device.
+    found: HashMap<u32, Taint>,
+}
+
+/// What a device is tainted by.
+#[derive(Debug)]
+struct Taint {
+    holder: Process,
+    /// Whose socket it is; earlier versions have not said so.
+    lease: Option<LeaseId>,
+}
+
+impl Taint {
+    fn is_of(&self, lease: LeaseId) -> bool {
+        self.lease == Some(lease)
+    }
 }
 
 /// Who has an unbound socket.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Record {
+    #[serde(default)]
+    lease: Option<u64>,
     pid: u32,
     start_ticks: u64,
     /// Of /proc/sys/kernel/random/boot_id: process ids begin anew with each boot, the directory may not.
@@ -45,13 +63,13 @@ impl Taints {
     /// nothing and is told in the log: only a broker writes there, whole.
     pub fn read(run_dir: &Path) -> Result<Self, Failure> {
         let directory = Arc::new(RunDirectory::open(run_dir)?);
-        let mut holders = HashMap::new();
+        let mut found = HashMap::new();
         for name in directory.names(UNBOUND)? {
             let Some(index) = name.strip_prefix(UNBOUND).and_then(|index| index.parse().ok()) else {
                 continue;
             };
-            match holder_in(&directory, &name) {
-                Ok(Some(holder)) => drop(holders.insert(index, holder)),
+            match taint_in(&directory, &name) {
+                Ok(Some(taint)) => drop(found.insert(index, taint)),
                 Ok(None) => directory.remove(&name),
                 Err(error) if is_nonsense(&error) => {
                     tracing::warn!(name, %error, "cannot make out what a broker that crashed has left");
@@ -60,49 +78,63 @@ impl Taints {
                 Err(error) => return Err(Failure::kernel("read", run_dir.join(&name).display(), error)),
             }
         }
-        Ok(Self { directory, holders })
+        Ok(Self { directory, found })
     }
 
     /// The process by which a device is tainted.
     pub fn holder(&mut self, index: u32) -> Option<u32> {
-        let holder = self.holders.get(&index)?;
+        let holder = &self.found.get(&index)?.holder;
         if !holder.has_exited() {
             return Some(holder.pid());
         }
-        self.holders.remove(&index);
+        self.found.remove(&index);
         self.directory.remove(&file_name(index));
         None
     }
 
     /// Tells of the devices that are tainted.
     pub fn tell(&self) {
-        for (index, holder) in &self.holders {
+        for (index, taint) in &self.found {
             tracing::warn!(
                 ifindex = index,
-                pid = holder.pid(),
+                pid = taint.holder.pid(),
                 "a broker that crashed had given this process a socket that may still be unbound: no more of that kind on the \
                  device until it is gone"
             );
         }
     }
 
-    /// The broker has the sockets at hand that this process had unbound, and confines them again: they taint nothing. As
-    /// [`Self::announce`] from then on. `None`: it is another process by which the device is tainted.
+    /// The broker has the sockets of this lease at hand, and confines them again: they taint nothing. As [`Self::announce`]
+    /// from then on. `None`: it is another lease by which the device is tainted.
     ///
     /// # Errors
     ///
     /// As there.
-    pub fn resume(&mut self, index: u32, holder: &Process) -> Result<Option<Announced>, Failure> {
-        match self.holders.get(&index) {
-            Some(found) if !found.is(holder) => return Ok(None),
+    pub fn resume(
+        &mut self,
+        index: u32,
+        lease: LeaseId,
+        holder: &Process,
+    ) -> Result<Option<Announced>, Failure> {
+        match self.found.get(&index) {
+            Some(taint) if !taint.is_of(lease) => return Ok(None),
             // Its file says what is to be said.
-            Some(_) => drop(self.holders.remove(&index)),
-            None => return self.announce(index, holder).map(Some),
+            Some(_) => drop(self.found.remove(&index)),
+            None => return self.announce(index, lease, holder).map(Some),
         }
         Ok(Some(Announced {
             directory: Arc::clone(&self.directory),
             name: file_name(index),
+            lease,
         }))
+    }
+
+    /// The sockets of this lease were seen bound, and the broker died before it could forget that they were not.
+    pub fn forget(&mut self, index: u32, lease: LeaseId) {
+        if self.found.get(&index).is_some_and(|taint| taint.is_of(lease)) {
+            self.found.remove(&index);
+            self.directory.remove(&file_name(index));
+        }
     }
 
     /// Says that a process is about to have an unbound socket of this device, until what this gives is dropped.
@@ -110,11 +142,12 @@ impl Taints {
     /// # Errors
     ///
     /// What open(2) and write(2) say.
-    pub fn announce(&self, index: u32, holder: &Process) -> Result<Announced, Failure> {
+    pub fn announce(&self, index: u32, lease: LeaseId, holder: &Process) -> Result<Announced, Failure> {
         let name = file_name(index);
         let announced = Announced {
             directory: Arc::clone(&self.directory),
             name,
+            lease,
         };
         announced.name_holder(holder)?;
         Ok(announced)
@@ -126,6 +159,7 @@ impl Taints {
 pub struct Announced {
     directory: Arc<RunDirectory>,
     name: String,
+    lease: LeaseId,
 }
 
 impl Announced {
@@ -137,6 +171,7 @@ impl Announced {
     pub fn name_holder(&self, holder: &Process) -> Result<(), Failure> {
         let path = self.directory.path().join(&self.name);
         let record = Record {
+            lease: Some(self.lease.0),
             pid: holder.pid(),
             start_ticks: holder.start_ticks(),
             boot: boot_id()?,
@@ -159,13 +194,19 @@ impl Drop for Announced {
 ///
 /// Where the file cannot be read or understood.
 pub fn holder_in(directory: &RunDirectory, name: &str) -> io::Result<Option<Process>> {
+    Ok(taint_in(directory, name)?.map(|taint| taint.holder))
+}
+
+fn taint_in(directory: &RunDirectory, name: &str) -> io::Result<Option<Taint>> {
     const MOST_BYTES: u64 = 4096;
 
     let record: Record = serde_json::from_slice(&directory.read(name, MOST_BYTES)?.text)?;
     if record.boot != boot_id().map_err(io::Error::other)? {
         return Ok(None);
     }
-    Process::find(record.pid, record.start_ticks)
+    let holder = Process::find(record.pid, record.start_ticks)?;
+    let lease = record.lease.map(LeaseId);
+    Ok(holder.map(|holder| Taint { holder, lease }))
 }
 
 /// Whether it is the file itself that says nothing.
