@@ -112,6 +112,10 @@ impl Broker {
 
     /// Says that the sockets of a lease are bound, and that packets are to be redirected to them.
     ///
+    /// `NoSuchLease`: it has ended, as at its deadline, or because the broker was restarted before it was active and nobody
+    /// had kept its sockets meanwhile. They are of no more use then, and may be unfit to be bound: close them and acquire
+    /// again.
+    ///
     /// # Errors
     ///
     /// [`CallError::Refused`]: `NotBound`, `BoundElsewhere`, `ModeNotAllowed`, `NoSuchLease`.

@@ -294,6 +294,30 @@ fn under_lsm_what_is_out_goes_on_over_a_crash_and_a_stop() {
     assert_eq!(pins, Vec::<String>::new());
 }
 
+/// The kernel goes on to confine it, and nobody can activate it: its holder is told, and acquires again.
+#[test]
+fn under_lsm_without_a_store_what_was_not_active_ends_and_its_holder_is_told() {
+    if let Err(skip) = lsm::is_in_force() {
+        skip!(skip);
+    }
+    let world = World::new().unwrap();
+    let mut scene = Scene::new(&world, "lsm", "0");
+    let mut holder = scene.holder();
+    let [bound, unbound] = ["eth0:3", "eth0:4"].map(|target| holder.acquire(target).unwrap());
+    holder.bind(bound).unwrap();
+    scene.kill();
+    scene.broker.restart().unwrap();
+    for lease in [bound, unbound] {
+        assert_eq!(wait_event(&scene.broker, "ended", lease)["reason"], "restarted");
+        assert_eq!(holder.activate(lease).unwrap_err().kind, "NoSuchLease");
+    }
+    assert!(holder.bind(unbound).is_err());
+    holder.close(bound);
+    for target in ["eth0:3", "eth0:4"] {
+        holder.hold_when_free(target);
+    }
+}
+
 #[test]
 fn what_nobody_knows_and_what_no_lease_needs_is_closed_and_told() {
     let world = World::new().unwrap();

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use e2e::broker::BrokerProcess;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
-use xsk_client::wire::LeaseState;
+use serde_json::json;
+use xsk_client::wire::{LeaseState, Status};
 
 use crate::lease_scene::{
     PATIENCE, SILENCE, Traffic, allow_with, interface, leases, operator, policy, state_of, wait_event,
@@ -231,6 +232,18 @@ fn a_revoke_stops_receiving_at_once() {
     scene.expect_packets(&mut other, anew, 3);
 }
 
+/// How many queues a uid is charged for.
+fn queues_of(broker: &BrokerProcess<'_>, uid: u32) -> u64 {
+    let status: Status = operator(broker).call("GetStatus", &json!({})).unwrap();
+    let queues = status
+        .quotas
+        .iter()
+        .find(|quota| quota.resource == "queues")
+        .unwrap();
+    let used = queues.users.iter().find(|used| used.uid == uid);
+    used.map_or(0, |used| used.in_use)
+}
+
 #[test]
 fn a_child_that_keeps_the_socket_keeps_the_queue() {
     let scene = Scene::new();
@@ -249,8 +262,12 @@ fn a_child_that_keeps_the_socket_keeps_the_queue() {
     scene.traffic.expect_at_stack(3, 0..10);
     assert_eq!(state_of(&broker, lease), Some(LeaseState::Lingering));
     assert!(is_worth_asking_again(&other.acquire("eth0:3").unwrap_err()));
+    // So long it is charged, too.
+    let alice = scene.alice.number();
+    assert_eq!(queues_of(&broker, alice), 1);
 
     drop(child);
+    wait_until("it is charged no more", || queues_of(&broker, alice) == 0);
     let anew = acquire_at_last(&mut other, "eth0:3");
     other.bind(anew).unwrap();
     other.activate(anew).unwrap();

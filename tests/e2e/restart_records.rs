@@ -77,6 +77,7 @@ fn what_is_damaged_is_refused_with_its_line_and_the_rest_goes_on() {
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
     let [good, torn, edited, foreign, future, open] =
         [1, 2, 3, 4, 5, 6].map(|queue| holder.hold(&format!("eth0:{queue}")));
+    let pending = holder.acquire("eth0:7").unwrap();
     broker.kill().unwrap();
 
     let text = |lease| fs::read_to_string(record(&world, lease)).unwrap();
@@ -106,6 +107,10 @@ fn what_is_damaged_is_refused_with_its_line_and_the_rest_goes_on() {
         why.contains(&format!("eth0:1, rule uid-{}", alice.number())),
         "{why}"
     );
+    // What a manager's fd store has is passed to the service alone.
+    let (action, why) = of("lease", &pending.to_string());
+    assert_eq!(action, "end");
+    assert!(why.ends_with("which is not to be seen from here"), "{why}");
     let line = |lease, member: &str| {
         let text = fs::read_to_string(record(&world, lease)).unwrap();
         1 + text.lines().position(|line| line.contains(member)).unwrap()

@@ -76,7 +76,8 @@ pub enum BrokerError {
         /// For people.
         message: String,
     },
-    /// There is no such lease, or it is not the caller's.
+    /// There is no such lease, or it is not the caller's. It may have ended at a restart of the broker, if it was not
+    /// active yet: then acquire again.
     #[error("{message}")]
     #[serde(rename = "org.xskbroker.Broker.NoSuchLease")]
     NoSuchLease {
