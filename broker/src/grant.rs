@@ -72,6 +72,9 @@ pub fn acquire(
         Verdict::Refused(refusal) => return Err(refusal.to_wire().into()),
     };
 
+    // Nobody is to hold what could not be written down.
+    engine.audit.check_room()?;
+
     // 2. Is there such a device, and the lock that the policy wants there? Whoever has a rule for it may know.
     let device = Device::look_up(&request.interface)?.ok_or_else(|| no_device(&request.interface))?;
     let setting = terms.settings().queue_lock;

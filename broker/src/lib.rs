@@ -6,6 +6,7 @@
 pub mod activation;
 pub mod adopt;
 pub mod agenda;
+pub mod ascii;
 pub mod audit;
 pub mod call;
 pub mod charge;

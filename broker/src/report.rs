@@ -264,6 +264,7 @@ pub fn status(engine: &mut Engine) -> Status {
         leases: u64::try_from(engine.leases.len()).unwrap_or(u64::MAX),
         connections: engine.leases.accounts().in_all().of(Resource::Connections),
         quotas: quotas(engine.leases.accounts()),
+        audit_log: Some(engine.audit.status()),
     }
 }
 

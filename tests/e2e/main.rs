@@ -7,6 +7,7 @@
     reason = "tests panic, they do not return errors"
 )]
 
+mod audit_log;
 mod bound_holder;
 mod bound_lease;
 mod bound_scene;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -71,6 +72,7 @@ pub struct BrokerBuilder {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     open_files: Option<u64>,
+    stdout: Option<Arc<OwnedFd>>,
     service: Option<Service>,
 }
 
@@ -100,6 +102,13 @@ impl BrokerBuilder {
     #[must_use]
     pub fn open_files(mut self, most: u64) -> Self {
         self.open_files = Some(most);
+        self
+    }
+
+    /// Its standard output, which [`BrokerProcess::audit`] does not see then.
+    #[must_use]
+    pub fn stdout(mut self, fd: OwnedFd) -> Self {
+        self.stdout = Some(Arc::new(fd));
         self
     }
 
@@ -151,6 +160,7 @@ impl<'w> BrokerProcess<'w> {
             arguments: Vec::new(),
             environment: vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())],
             open_files: None,
+            stdout: None,
             service: None,
         }
     }
@@ -371,6 +381,10 @@ fn spawn(world: &World, builder: &BrokerBuilder, uid: &Uid) -> Result<Process> {
             maximum: Some(most),
         };
         sys::before_exec(&mut command, move || Ok(setrlimit(Resource::Nofile, limit)?));
+    }
+    if let Some(stdout) = &builder.stdout {
+        let stdout = Arc::clone(stdout);
+        sys::before_exec(&mut command, move || sys::become_stdout(&stdout));
     }
     Process::spawn(world.namespace(Side::Host), None, command)
 }

@@ -35,6 +35,15 @@ pub(crate) fn before_exec(
     unsafe { command.pre_exec(f) }
 }
 
+/// In the child, between fork and exec: makes this its standard output.
+pub(crate) fn become_stdout(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: dup2(2) takes numbers; what was open as 1 is closed by it, and std knows of that number only as a number.
+    match unsafe { libc::dup2(fd.as_raw_fd(), libc::STDOUT_FILENO) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// An fd that this process inherited, and that nothing else in it knows of: each number once.
 pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());

@@ -1,7 +1,8 @@
 //! `xsk-broker serve`: the daemon's start, in numbered steps.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use super::exit::Exit;
 use super::inheritance;
 use super::user::User;
 use crate::activation::{Passed, PassedSocket};
-use crate::audit::{Audit, Event, Line};
+use crate::audit::{Audit, Event, Line, Writer};
 use crate::charge::Accounts;
 use crate::engine::{self, Parts};
 use crate::error::chain;
@@ -135,6 +136,8 @@ fn serve(args: &ServeArgs) -> Result<(), Failed> {
         .build()
         .context("cannot make the runtime")
         .map_err(Failed::Setup)?;
+    // Dropped last, after the engine has ended, by a panic too: it writes what the engine has said.
+    let _log = started.log;
     let served = runtime.block_on(server::run(
         started.listeners,
         started.engine,
@@ -150,6 +153,7 @@ struct Started {
     engine: engine::Running,
     accounts: Accounts,
     links: Vec<LinkEvents>,
+    log: Writer,
     /// Held until the process ends.
     _lock: fs::File,
 }
@@ -199,7 +203,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
             tracing::warn!(%error, "no news of queue counts: the kernel has no ethtool over netlink");
         }
     }
-    let mut audit = Audit::new(audit_sink(args.audit_log.as_deref())?);
+    let sink = audit_sink(args.audit_log.as_deref())?;
 
     // 6. As many fds as the kernel lets us have: each lease takes one for each queue.
     let limit = getrlimit(Limit::Nofile);
@@ -235,13 +239,14 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         listeners[1].path().display(),
         account.uid
     );
+    let audit = Audit::new();
     audit.write(&Line::new(Event::Started).message(&message));
     tracing::info!("{message}, {} rules", loaded.policy.rule_count());
     let parts = Parts {
         policy: loaded.policy,
         policy_source: PolicySource::new(origin),
         accounts: accounts.clone(),
-        audit,
+        audit: audit.clone(),
         pins,
         journal,
         heritage,
@@ -250,11 +255,15 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     };
     let engine = engine::start(parts)?;
     privileges::renounce()?;
+
+    // 9. What is said above is written by a thread that has no capability either.
+    let log = Writer::start(&audit, sink)?;
     Ok(Started {
         listeners,
         engine,
         accounts,
         links,
+        log,
         _lock: lock,
     })
 }
@@ -368,16 +377,17 @@ pub(super) fn lock(run_dir: &Path) -> anyhow::Result<fs::File> {
     }
 }
 
-fn audit_sink(path: Option<&Path>) -> anyhow::Result<Box<dyn Write + Send>> {
+/// Unbuffered: what is written is there.
+fn audit_sink(path: Option<&Path>) -> anyhow::Result<fs::File> {
     let Some(path) = path else {
-        return Ok(Box::new(io::stdout()));
+        let stdout = io::stdout().as_fd().try_clone_to_owned();
+        return Ok(stdout.context("cannot duplicate standard output")?.into());
     };
-    let file = fs::OpenOptions::new()
+    fs::OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o640)
         .custom_flags(i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits())?)
         .open(path)
-        .with_context(|| format!("cannot open the audit log {}", path.display()))?;
-    Ok(Box::new(file))
+        .with_context(|| format!("cannot open the audit log {}", path.display()))
 }

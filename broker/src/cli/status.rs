@@ -69,7 +69,37 @@ fn status(status: &Status) -> String {
         let there = if probe.available { "yes" } else { "no" };
         text.push_str(&format!("  {:<width$} {there:<4} {}\n", probe.name, probe.note));
     }
-    text + &quotas(&status.quotas)
+    text + &audit_log(status) + &quotas(&status.quotas)
+}
+
+/// Only what an operator has to do something about, or may miss in the log.
+fn audit_log(status: &Status) -> String {
+    let Some(log) = &status.audit_log else {
+        return String::new();
+    };
+    let mut text = String::new();
+    if let Some(trouble) = &log.trouble {
+        text += &format!("audit log: cannot be written, and goes on trying: {trouble}\n");
+    }
+    if log.waiting_lines > 0 {
+        text += &format!(
+            "audit log: lines that nobody has taken yet: {} ({} bytes); far too many, and nothing more is granted\n",
+            log.waiting_lines, log.waiting_bytes
+        );
+    }
+    if log.refusals_summed > 0 {
+        text += &format!(
+            "audit log: refusals summed for a user, beyond ten a second: {}\n",
+            log.refusals_summed
+        );
+    }
+    if log.refusals_dropped > 0 {
+        text += &format!(
+            "audit log: refusals without a line, since the lines before were not taken in time: {}\n",
+            log.refusals_dropped
+        );
+    }
+    text
 }
 
 fn quotas(quotas: &[Quota]) -> String {

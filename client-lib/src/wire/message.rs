@@ -244,6 +244,26 @@ pub struct Status {
     /// What is limited, and how much of it is in use.
     #[serde(default)]
     pub quotas: Vec<Quota>,
+    /// How its audit log is doing; absent in a reply of a version that does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_log: Option<AuditLog>,
+}
+
+/// What became of the broker's audit lines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditLog {
+    /// Lines that are not written yet: of a reader that stalls, or a disk that is full.
+    pub waiting_lines: u64,
+    /// The same in bytes.
+    pub waiting_bytes: u64,
+    /// Refusals that were counted in a line for many of one user, since the broker's start.
+    pub refusals_summed: u64,
+    /// Refusals that have no line, because too many lines waited, since the broker's start.
+    pub refusals_dropped: u64,
+    /// What the last write failed with, until one succeeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// How much of one resource is in use, and may be.

@@ -23,9 +23,9 @@ pub use framing::{FramingError, MAX_MESSAGE_BYTES, MessageBuffer, encode};
 pub use holder::{Holder, Transfer, Transferred};
 pub use lease::{Counters, Ended, Interface, Lease, LeaseQueue, LeaseState, Requester};
 pub use message::{
-    Activate, Activated, ActivatedSocket, Call, Explain, Explained, InterfaceDescription, Interfaces,
-    LeaseReference, Leases, Probe, Quota, Reply, Revoked, RuleOutcome, RuleVerdict, ServiceInfo, Status,
-    Used, object,
+    Activate, Activated, ActivatedSocket, AuditLog, Call, Explain, Explained, InterfaceDescription,
+    Interfaces, LeaseReference, Leases, Probe, Quota, Reply, Revoked, RuleOutcome, RuleVerdict, ServiceInfo,
+    Status, Used, object,
 };
 pub use names::{
     BindMode, InterfaceName, NameError, QueueLock, QueueSet, SocketKind, Target, XdpMode, ZeroCopy, ranges,
