@@ -198,6 +198,22 @@ fn without_a_queue_it_says_what_to_write() {
     );
 }
 
+/// Nothing arrives, and nothing comes back: the sums say so, when it was told to end.
+#[test]
+fn it_ends_in_time_with_the_sums_where_nothing_arrives() {
+    let world = World::new().unwrap();
+    let uid = Uid::take().unwrap();
+    let _broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "1-3")])).unwrap();
+    for mode in ["rxdrop", "l2fwd", "pingpong"] {
+        let mut process = start(&world, &uid, Way::Acquired, &[mode, "-s", "0.2"]);
+        let sum = event(&process, "sum");
+        assert_eq!(sum["rxPackets"], 0, "{sum}");
+        // A ping is waited for half a second; to look at the clock after sixteen of them took 8 s.
+        assert!(sum["seconds"].as_f64().unwrap() < 4.0, "{mode}: {sum}");
+        assert!(process.wait(PATIENCE).unwrap().success());
+    }
+}
+
 #[test]
 fn a_signal_ends_it_with_the_sums() {
     let world = World::new().unwrap();

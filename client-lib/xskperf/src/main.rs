@@ -57,7 +57,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             Mode::L2fwd => worker.forward()?,
             Mode::Pingpong => worker.ping(&mut latencies)?,
         }
-        if report.is_due() {
+        if report.is_due(worker.has_waited()) {
             report.print(&worker, &mut latencies)?;
         }
     }

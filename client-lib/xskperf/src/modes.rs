@@ -39,6 +39,8 @@ pub(crate) struct Worker {
     packet: Vec<u8>,
     counts: Counts,
     next_ping: u64,
+    /// Whether the last turn took its time.
+    has_waited: bool,
 }
 
 impl Worker {
@@ -54,7 +56,13 @@ impl Worker {
             packet,
             counts: Counts::default(),
             next_ping: 0,
+            has_waited: false,
         }
+    }
+
+    /// Whether there was nothing to do in the last turn: then the clock may be asked, whatever that costs.
+    pub(crate) fn has_waited(&mut self) -> bool {
+        std::mem::take(&mut self.has_waited)
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -107,6 +115,7 @@ impl Worker {
         self.counts.tx_bytes += packets * self.packet.len() as u64;
         if packets == 0 && !self.busy {
             // The device takes no more for now; what it has sent comes back without waking anybody.
+            self.has_waited = true;
             self.xsk.wait(Some(Duration::from_millis(1)))?;
         }
         Ok(())
@@ -170,6 +179,7 @@ impl Worker {
             }
             if elapsed > LOST_AFTER {
                 self.counts.lost += 1;
+                self.has_waited = true;
                 return Ok(());
             }
             if !self.busy {
@@ -180,6 +190,7 @@ impl Worker {
 
     fn rest_unless(&mut self, moved: bool) -> Result<()> {
         if !moved && !self.busy {
+            self.has_waited = true;
             self.xsk.wait(Some(LONGEST_SLEEP))?;
         }
         Ok(())

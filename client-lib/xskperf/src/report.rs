@@ -101,10 +101,10 @@ impl Report {
             || (self.turns == 0 && self.end.is_some_and(|end| Instant::now() >= end))
     }
 
-    /// Whether a line is due. Asks the clock now and then only: a turn that sleeps takes 50 ms at most, one that works
-    /// some microseconds.
-    pub(crate) fn is_due(&mut self) -> bool {
-        self.turns = (self.turns + 1) % 16;
+    /// Whether a line is due. Asks the clock after each turn that waited, which takes up to half a second where a packet is
+    /// lost, and now and then after turns that work: those take some microseconds.
+    pub(crate) fn is_due(&mut self, has_waited: bool) -> bool {
+        self.turns = if has_waited { 0 } else { (self.turns + 1) % 16 };
         self.turns == 0 && self.last.elapsed() >= self.interval
     }
 
