@@ -242,6 +242,10 @@ fn print_rule(rule: &Rule, out: &mut dyn Write) -> io::Result<()> {
             allowance.max_busy_poll_budget
         )?;
     }
+    if !allowance.transfer_to.is_empty() {
+        let users: Vec<String> = allowance.transfer_to.iter().map(ToString::to_string).collect();
+        writeln!(out, "  may be transferred to processes of {}", users.join(", "))?;
+    }
     match allowance.insert {
         Insert::WhenBound => Ok(()),
         Insert::AtGrant => writeln!(

@@ -142,6 +142,7 @@ struct JsonAllowance {
     activate_within_ms: u128,
     insert: Insert,
     zero_copy: ZeroCopy,
+    transfer_to: Vec<String>,
 }
 
 impl JsonRule {
@@ -159,6 +160,7 @@ impl JsonRule {
                 activate_within_ms: allowance.activate_within.as_millis(),
                 insert: allowance.insert,
                 zero_copy: allowance.zero_copy,
+                transfer_to: allowance.transfer_to.iter().map(ToString::to_string).collect(),
             }),
         };
         Self {

@@ -169,6 +169,11 @@ fn check_owner(path: &Path, metadata: &Metadata, ownership: Ownership, findings:
     if let Some(mistake) = owner_mistake(path, metadata.uid(), metadata.mode(), mode) {
         findings.file(severity, path, mistake);
     }
+    // The start looks for itself, as the user that it has become.
+    if ownership == Ownership::Warn && is_roots_alone(metadata.gid(), metadata.mode()) {
+        let mistake = Mistake::RootsAlone(metadata.mode() & 0o7777);
+        findings.file(Severity::Warning, path, mistake);
+    }
 }
 
 fn owner_mistake(path: &Path, uid: u32, found: u32, mode: &'static str) -> Option<Mistake> {
@@ -184,6 +189,12 @@ fn owner_mistake(path: &Path, uid: u32, found: u32, mode: &'static str) -> Optio
     };
     let mode = found & 0o7777;
     Some(Mistake::WritableByOthers { path, who, mode })
+}
+
+/// Whether no broker can read it, which ends as another user than root and in another group.
+fn is_roots_alone(gid: u32, mode: u32) -> bool {
+    let by_group = mode & 0o040 != 0 && gid != 0;
+    mode & 0o004 == 0 && !by_group
 }
 
 #[cfg(test)]
@@ -220,6 +231,12 @@ mod tests {
                 .0
                 .contains("by everybody (mode 0646)")
         );
+    }
+
+    #[test]
+    fn what_no_broker_can_read() {
+        assert!(is_roots_alone(0, 0o100_640) && is_roots_alone(7, 0o100_600));
+        assert!(!is_roots_alone(7, 0o100_640) && !is_roots_alone(0, 0o100_604));
     }
 
     #[test]

@@ -29,17 +29,35 @@ pub(super) fn read_limits(item: &Item<'_>, source: &Source, into: &mut ReadLimit
         return;
     };
     let limits = &mut into.limits;
+    let mut of_user = Vec::new();
     for (key, amounts) in [("per-user", &mut limits.per_user), ("in-all", &mut limits.in_all)] {
         if let Some(item) = table.take(key)
             && let Some(table) = item.table(Section::Amounts(key), findings)
         {
-            read_amounts(table, amounts, findings);
+            let written = read_amounts(table, amounts, findings);
+            if key == "per-user" {
+                of_user = written;
+            }
         }
     }
     table.finish(findings);
+    // What is left out is no promise to anybody.
+    for resource in of_user {
+        let (per_user, in_all) = (limits.per_user.of(resource), limits.in_all.of(resource));
+        if per_user > in_all {
+            let mistake = Mistake::UserAboveAll {
+                resource,
+                per_user,
+                in_all,
+            };
+            findings.warn(&item.place, mistake);
+        }
+    }
 }
 
-fn read_amounts(mut table: Table<'_>, amounts: &mut Amounts, findings: &mut Findings) {
+/// Gives what was written.
+fn read_amounts(mut table: Table<'_>, amounts: &mut Amounts, findings: &mut Findings) -> Vec<Resource> {
+    let mut written = Vec::new();
     for resource in Resource::ALL {
         let (min, max) = match resource {
             Resource::UmemBytes => (4096, MAX_BYTES),
@@ -49,7 +67,9 @@ fn read_amounts(mut table: Table<'_>, amounts: &mut Amounts, findings: &mut Find
             && let Some(number) = item.number64(min, max, findings)
         {
             *amounts.of_mut(resource) = number;
+            written.push(resource);
         }
     }
     table.finish(findings);
+    written
 }

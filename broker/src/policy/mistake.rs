@@ -9,6 +9,7 @@ use xsk_client::wire::{Direction, SocketKind};
 
 use super::diagnostic::harmless;
 use super::queues::QueuesError;
+use crate::quota::Resource;
 
 /// Which kind of table something stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +185,31 @@ pub(super) enum Mistake {
     SomeReserved { interface: String, queue: u32 },
     #[error("{} has `xdp = \"generic\"`, where there is no zero-copy: this rule never grants there", shown(.0))]
     NeverZeroCopy(String),
+    #[error(
+        "queue {queue} is beyond the {most} queues that {interface} can have: this rule never grants it there"
+    )]
+    BeyondDevice {
+        interface: String,
+        queue: u32,
+        most: u32,
+    },
+    #[error(
+        "{} has `queue-lock = \"lsm\"`, and this kernel asks no BPF programs: no sockets that leave unbound are granted there",
+        shown(.0)
+    )]
+    NoLsm(String),
+    #[error(
+        "each user may have {per_user} {resource}, and all of them together {in_all}: the smaller number holds"
+    )]
+    UserAboveAll {
+        resource: Resource,
+        per_user: u64,
+        in_all: u64,
+    },
+    #[error(
+        "can be read by root alone (mode {0:04o}), and a running broker reads its policy anew as its own user"
+    )]
+    RootsAlone(u32),
     #[error("no [[allow]] rule: this policy grants nothing to anybody")]
     NoAllow,
     #[error("no [interface.NAME] section: this policy touches no device")]
@@ -270,6 +296,12 @@ impl Mistake {
                 "let who reads it read it, by chmod 0644, or by chgrp and 0640: a reload does so as the broker's user"
                     .to_owned()
             }
+            Self::NoLsm(_) => {
+                "boot with `bpf` among the modules of `lsm=` (/sys/kernel/security/lsm has those of now), or write \
+                 `queue-lock = \"auto\"`"
+                    .to_owned()
+            }
+            Self::RootsAlone(_) => "chmod 0644; or 0640, and chgrp to the group of the broker's user".to_owned(),
             Self::NotListed(name) => format!("add {}", section_header(name)),
             Self::NeverZeroCopy(name) => {
                 format!(

@@ -5,6 +5,9 @@
 
 use std::collections::HashMap;
 
+use xsk_client::wire::InterfaceName;
+
+use crate::device::Device;
 use crate::identity::Subject;
 
 use super::diagnostic::Findings;
@@ -30,6 +33,14 @@ pub(super) trait Machine {
     }
     /// The names of all interfaces; `None` where that cannot be known.
     fn interfaces(&mut self) -> Option<Vec<String>>;
+    /// The most queues that an interface can have; `None` where that cannot be known.
+    fn most_queues(&mut self, _name: &InterfaceName) -> Option<u32> {
+        None
+    }
+    /// Whether the kernel asks BPF programs as a security module; `None` where it does not tell.
+    fn has_bpf_lsm(&mut self) -> Option<bool> {
+        None
+    }
 }
 
 /// This machine: NSS, and the network namespace of the calling thread.
@@ -63,6 +74,26 @@ impl Machine for Here {
     fn interfaces(&mut self) -> Option<Vec<String>> {
         interfaces_here()
     }
+
+    fn most_queues(&mut self, name: &InterfaceName) -> Option<u32> {
+        most_queues_here(name)
+    }
+
+    fn has_bpf_lsm(&mut self) -> Option<bool> {
+        has_bpf_lsm_here()
+    }
+}
+
+pub(super) fn most_queues_here(name: &InterfaceName) -> Option<u32> {
+    // What the kernel fails with is told by the first request that meets it.
+    Some(Device::look_up(name).ok()??.max_queues)
+}
+
+/// As the kernel lists what its command line (`lsm=`) or its configuration has left in. A "yes" is no proof: whether such
+/// a program is asked shows when one refuses something, which `status` tells.
+pub(super) fn has_bpf_lsm_here() -> Option<bool> {
+    let list = std::fs::read_to_string("/sys/kernel/security/lsm").ok()?;
+    Some(list.trim().split(',').any(|module| module == "bpf"))
 }
 
 /// The names of all interfaces. From /proc and not from /sys/class/net: a mounted sysfs goes on showing the network

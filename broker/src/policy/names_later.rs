@@ -9,7 +9,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::names::{Here, Machine, interfaces_here};
+use xsk_client::wire::InterfaceName;
+
+use super::names::{Here, Machine, has_bpf_lsm_here, interfaces_here, most_queues_here};
 
 /// More than any file of accounts has.
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -111,6 +113,14 @@ impl Machine for Later<'_> {
 
     fn interfaces(&mut self) -> Option<Vec<String>> {
         interfaces_here()
+    }
+
+    fn most_queues(&mut self, name: &InterfaceName) -> Option<u32> {
+        most_queues_here(name)
+    }
+
+    fn has_bpf_lsm(&mut self) -> Option<bool> {
+        has_bpf_lsm_here()
     }
 }
 

@@ -69,6 +69,15 @@ impl QueueRanges {
         self.ranges.iter().filter_map(overlap).min()
     }
 
+    /// The first id that a device with `count` queues does not have; none where all that there are is meant.
+    pub fn first_beyond(&self, count: u32) -> Option<u32> {
+        if *self == Self::all() {
+            return None;
+        }
+        let range = self.ranges.iter().find(|(_, last)| *last >= count)?;
+        Some(range.0.max(count))
+    }
+
     /// The ids below `count`, which is how many queues a device has.
     pub fn below(&self, count: u32) -> Vec<u32> {
         let bounded = self.ranges.iter().filter(|(first, _)| *first < count);
@@ -210,6 +219,10 @@ mod tests {
         );
         assert!(ranges("3").without(&queues("3")).is_empty());
         assert_eq!(ranges("*").below(3), [0, 1, 2]);
+        assert_eq!(ranges("*").first_beyond(3), None);
+        assert_eq!(ranges("0-2").first_beyond(3), None);
+        assert_eq!(ranges("1-5,9").first_beyond(3), Some(3));
+        assert_eq!(ranges("1,9").first_beyond(3), Some(9));
         assert!(ranges("1-2,9").below(0).is_empty());
         assert!(ranges("0-9").covers(&ranges("1-3,9")) && !ranges("0-9").covers(&ranges("9-10")));
     }

@@ -7,7 +7,7 @@ use toml::de::DeTable;
 use xsk_client::wire::{InterfaceName, ZeroCopy};
 
 use super::diagnostic::{Diagnostic, Findings, Place, PolicyError, Severity, Source};
-use super::interface::{InterfaceSection, Pattern, XdpSetting, read_sections, section_for};
+use super::interface::{InterfaceSection, Pattern, QueueLockSetting, XdpSetting, read_sections, section_for};
 use super::limits::{ReadLimits, read_limits};
 use super::mistake::{Mistake, Section, nearest};
 use super::names::Machine;
@@ -32,7 +32,10 @@ pub(super) fn read_policy(
         limits,
     } = parts;
     let interfaces = machine.interfaces();
-    let rules = check_whole(sources, rules, &sections, interfaces.as_deref(), &mut findings);
+    let here: Option<Vec<InterfaceName>> =
+        interfaces.map(|names| names.iter().filter_map(|name| name.parse().ok()).collect());
+    warn_of_sections(&sections, here.as_deref(), machine, &mut findings);
+    let rules = check_whole(sources, rules, &sections, here.as_deref(), machine, &mut findings);
 
     let diagnostics = findings.into_diagnostics(sources);
     let is_error = |diagnostic: &Diagnostic| diagnostic.severity == Severity::Error;
@@ -189,14 +192,10 @@ fn check_whole(
     sources: &[Source],
     read: Vec<ReadRule>,
     sections: &[InterfaceSection],
-    interfaces: Option<&[String]>,
+    here: Option<&[InterfaceName]>,
+    machine: &mut dyn Machine,
     findings: &mut Findings,
 ) -> Vec<Rule> {
-    let here: Option<Vec<InterfaceName>> =
-        interfaces.map(|names| names.iter().filter_map(|name| name.parse().ok()).collect());
-    for section in sections {
-        warn_if_absent(&section.pattern, &section.place, here.as_deref(), findings);
-    }
     let has_errors = findings.has_errors();
     let mut rules = Vec::new();
     let mut names: HashMap<String, String> = HashMap::new();
@@ -216,7 +215,8 @@ fn check_whole(
         if let Some(mut whole) = rule.rule {
             whole.at = line_of(&rule.place);
             for (pattern, place) in whole.interfaces.iter().zip(&rule.interface_places) {
-                warn_if_absent(pattern, place, here.as_deref(), findings);
+                warn_if_absent(pattern, place, here, findings);
+                warn_if_beyond(&whole, pattern, place, machine, findings);
                 // A section with a mistake is not among them: first things first.
                 if !has_errors {
                     warn_if_useless(&whole, pattern, place, sections, findings);
@@ -229,6 +229,48 @@ fn check_whole(
         warn_if_empty(&rules, sections, sources, findings);
     }
     rules
+}
+
+/// Warns of sections that mean nothing on this machine, or that it cannot keep.
+fn warn_of_sections(
+    sections: &[InterfaceSection],
+    here: Option<&[InterfaceName]>,
+    machine: &mut dyn Machine,
+    findings: &mut Findings,
+) {
+    for section in sections {
+        warn_if_absent(&section.pattern, &section.place, here, findings);
+        if section.settings.queue_lock == QueueLockSetting::Lsm && machine.has_bpf_lsm() == Some(false) {
+            let name = section.pattern.written().to_owned();
+            findings.warn(&section.place, Mistake::NoLsm(name));
+        }
+    }
+}
+
+/// Warns of an allow rule for queues that a device never has.
+fn warn_if_beyond(
+    rule: &Rule,
+    pattern: &Pattern,
+    place: &Place,
+    machine: &mut dyn Machine,
+    findings: &mut Findings,
+) {
+    let (Pattern::Exact(name), Effect::Allow(_)) = (pattern, &rule.effect) else {
+        return;
+    };
+    if let Some(most) = machine.most_queues(name)
+        && let Some(queue) = rule.queues.first_beyond(most)
+    {
+        let interface = name.to_string();
+        findings.warn(
+            place,
+            Mistake::BeyondDevice {
+                interface,
+                queue,
+                most,
+            },
+        );
+    }
 }
 
 fn warn_if_absent(pattern: &Pattern, place: &Place, here: Option<&[InterfaceName]>, findings: &mut Findings) {

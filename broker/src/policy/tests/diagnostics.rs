@@ -372,6 +372,36 @@ fn warnings() {
 }
 
 #[test]
+fn warnings_of_what_this_machine_never_has() {
+    let beyond = "[interface.\"eth0.100\"]\nqueue-lock = \"none\"\n[[allow]]\nname = \"r\"\nuser = \"bob\"\n\
+                  interface = \"eth0.100\"\nqueues = \"2-5\"\nsockets = \"prepared\"\n";
+    assert_eq!(
+        said(&[beyond]),
+        [
+            "6:13 warning: queue 4 is beyond the 4 queues that eth0.100 can have: this rule never grants it there"
+        ]
+    );
+    assert!(said(&[&beyond.replace("2-5", "*")]).is_empty());
+    let lsm = beyond.replace("2-5", "2-3").replace("none", "lsm");
+    let [warning] = &said(&[&lsm])[..] else { panic!() };
+    assert!(
+        warning.contains("eth0.100 has `queue-lock = \"lsm\"`, and this kernel asks no BPF programs"),
+        "{warning}"
+    );
+    let limits =
+        beyond.replace("2-5", "2-3") + "[limits.per-user]\nqueues = 8\n[limits.in-all]\nqueues = 4\n";
+    let [warning] = &said(&[&limits])[..] else {
+        panic!()
+    };
+    assert!(
+        warning.contains(
+            "warning: each user may have 8 queues, and all of them together 4: the smaller number holds"
+        ),
+        "{warning}"
+    );
+}
+
+#[test]
 fn a_long_report_is_cut_and_stays_an_error() {
     let many = format!(
         "[[deny]]\nname = \"d\"\nuser = [{}]\nx = 1\n",

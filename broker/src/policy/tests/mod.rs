@@ -8,7 +8,7 @@ mod sockets;
 
 use std::path::Path;
 
-use xsk_client::wire::{Acquire, RingSizes, SocketKind};
+use xsk_client::wire::{Acquire, InterfaceName, RingSizes, SocketKind};
 
 use crate::identity::Subject;
 
@@ -35,6 +35,14 @@ impl Machine for Imagined {
 
     fn interfaces(&mut self) -> Option<Vec<String>> {
         Some(["lo", "eth0", "eth1", "eth0.100"].map(str::to_owned).to_vec())
+    }
+
+    fn most_queues(&mut self, name: &InterfaceName) -> Option<u32> {
+        (name.as_str() == "eth0.100").then_some(4)
+    }
+
+    fn has_bpf_lsm(&mut self) -> Option<bool> {
+        Some(false)
     }
 }
 
