@@ -21,6 +21,25 @@ pub fn json(json: &str) -> String {
     text
 }
 
+/// A text that somebody chose, for a table: what is not printable ASCII is escaped, and only so much of it is there.
+pub fn text(text: &str, most: usize) -> String {
+    const CUT: &str = "...";
+
+    let mut whole = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            ' '..='~' if c != '\\' => whole.push(c),
+            _ => whole.extend(c.escape_default()),
+        }
+    }
+    if whole.len() <= most {
+        return whole;
+    }
+    let mut part: String = whole.chars().take(most.saturating_sub(CUT.len())).collect();
+    part.push_str(CUT);
+    part
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -31,5 +50,12 @@ mod tests {
         let line = json(&serde_json::to_string(text).unwrap());
         assert!(line.chars().all(|c| c.is_ascii_graphic()), "{line}");
         assert_eq!(serde_json::from_str::<String>(&line).unwrap(), text);
+    }
+
+    #[test]
+    fn a_text_is_printable_and_cut() {
+        assert_eq!(text("vm 7", 32), "vm 7");
+        assert_eq!(text("a\u{202e}\n", 32), "a\\u{202e}\\n");
+        assert_eq!(text(&"x".repeat(33), 32), "x".repeat(29) + "...");
     }
 }

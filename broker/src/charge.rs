@@ -6,8 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use xsk_client::wire::BrokerError;
-
+use crate::limit::{LimitReached, Whose};
 use crate::quota::{Amounts, Limits, Resource};
 
 /// Who holds how much of what. Cheap to clone.
@@ -250,71 +249,10 @@ fn exceeds(in_use: u64, wanted: u64, limit: u64) -> bool {
     in_use.checked_add(wanted).is_none_or(|total| total > limit)
 }
 
-/// Somebody has as much as may be had.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LimitReached {
-    /// Who wanted more.
-    pub uid: u32,
-    /// Of what.
-    pub resource: Resource,
-    /// Whose limit it is.
-    pub whose: Whose,
-    /// The most that may be had.
-    pub limit: u64,
-    /// What is in use.
-    pub in_use: u64,
-    /// How much more was wanted.
-    pub wanted: u64,
-}
-
-/// Whose a limit is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Whose {
-    /// One uid's, under the rule of this name.
-    Rule(String),
-    /// One uid's, by whatever rule.
-    User,
-    /// All users' together.
-    All,
-}
-
-impl From<LimitReached> for BrokerError {
-    fn from(reached: LimitReached) -> Self {
-        let LimitReached {
-            uid,
-            resource,
-            limit,
-            in_use,
-            wanted,
-            ..
-        } = reached;
-        let (words, way_out) = (resource.words(), resource.way_out());
-        let message = match &reached.whose {
-            Whose::Rule(rule) => format!(
-                "rule {rule} lets uid {uid} have at most {limit} {words} at a time: {in_use} in use, {wanted} more asked \
-                 for; {way_out}"
-            ),
-            Whose::User => format!(
-                "uid {uid} may have at most {limit} {words} at a time: {in_use} in use, {wanted} more asked for; {way_out}, \
-                 or have the operator raise `{resource}` under [limits.per-user]"
-            ),
-            Whose::All => format!(
-                "all users together may have at most {limit} {words} at a time: {in_use} in use, {wanted} more asked for; \
-                 ask again later, or have the operator raise `{resource}` under [limits.in-all]"
-            ),
-        };
-        Self::QuotaExceeded {
-            resource: resource.to_string(),
-            limit,
-            in_use,
-            message,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use xsk_client::wire::BrokerError;
 
     use super::*;
 

@@ -21,7 +21,7 @@ use xsk_client::wire::{
 };
 
 use crate::call::{Malformed, invalid, parameters, read_call};
-use crate::charge::{Accounts, Charge, LimitReached};
+use crate::charge::{Accounts, Charge};
 use crate::end;
 use crate::engine::{Engine, EngineHandle, Turn};
 pub(crate) use crate::error::RequestError;
@@ -29,10 +29,12 @@ use crate::error::{Error, Failure};
 use crate::grant::{self, HandOver};
 use crate::identity::{Peer, Process, hung_up};
 use crate::lease::LeaseId;
+use crate::limit::LimitReached;
 use crate::monitor::{self, Feed};
 use crate::quota::Resource;
 use crate::reload::{self, Unwanted};
 use crate::report::{self, Scope};
+use crate::revoke;
 use crate::unread::Unread;
 use crate::watch::Watch;
 use crate::{service, transfer};
@@ -335,8 +337,7 @@ impl Connection {
             }
             "Revoke" => {
                 let id = LeaseId(parameters::<LeaseReference>(call)?.lease);
-                let revoked = self.engine.call(turn, move |engine| end::revoke(engine, id));
-                reply(&revoked.await??)
+                reply(&revoke::revoke(&self.engine, turn, id).await?)
             }
             "Reload" => {
                 let unwanted = match parameters::<Reload>(call)?.revoke {

@@ -306,10 +306,19 @@ pub fn take_back(engine: &mut Engine, id: LeaseId, reason: Reason) -> Revoked {
         .is_some_and(|lease| lease.sockets.iter().any(is_unbound));
     end(engine, id, reason);
     settle(engine, Instant::now());
+    let stands = what_goes_on(engine, id);
+    Revoked {
+        tx_may_continue: stands.tx_may_continue || unbound,
+        ..stands
+    }
+}
+
+/// What goes on of a lease that has ended: nothing, where there is none any more.
+pub fn what_goes_on(engine: &mut Engine, id: LeaseId) -> Revoked {
     let lease = engine.leases.get_mut(id);
     Revoked {
         rx_stopped: lease.as_ref().is_none_or(|lease| lease.rx_stopped()),
-        tx_may_continue: lease.is_some() || unbound,
+        tx_may_continue: lease.is_some(),
         lease: lease.map(|lease| report::lease(lease, Scope::All)),
     }
 }
@@ -318,6 +327,7 @@ pub fn take_back(engine: &mut Engine, id: LeaseId, reason: Reason) -> Revoked {
 pub fn device_gone(engine: &mut Engine, index: u32) {
     engine.probe.forget(index);
     engine.locks.forget(index);
+    engine.uplinks.forget(index);
     if engine.redirects.remove(&index).is_none() {
         return;
     }

@@ -35,6 +35,7 @@ use crate::policy::Policy;
 use crate::reload::PolicySource;
 pub use crate::turns::Turn;
 use crate::turns::Turns;
+use crate::uplink::Uplinks;
 
 /// What the engine owns. Never shared, never sent.
 #[derive(Debug)]
@@ -49,6 +50,8 @@ pub struct Engine {
     pub redirects: HashMap<u32, Redirect>,
     /// Which of them are attached otherwise than the policy wants.
     pub misfits: Misfits,
+    /// Which devices the host itself is connected by.
+    pub uplinks: Uplinks,
     /// What confines sockets that leave unbound.
     pub locks: QueueLocks,
     /// Devices as the kernel last described them.
@@ -275,6 +278,7 @@ fn run(parts: Parts, inbox: &Inbox, tell: oneshot::Sender<Vec<Adopted>>) {
         leases: Leases::new(parts.accounts),
         redirects: HashMap::new(),
         misfits: Misfits::default(),
+        uplinks: Uplinks::default(),
         locks: QueueLocks::new(parts.locks, fd_store.keeper().clone()),
         links: Links::default(),
         probe: QueueProbe::default(),

@@ -7,7 +7,7 @@ use std::io;
 
 use xsk_client::wire::{BrokerError, InterfaceName, ServiceError};
 
-use crate::charge::LimitReached;
+use crate::limit::LimitReached;
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]

@@ -14,6 +14,7 @@ mod activate;
 pub mod bare;
 mod bound;
 mod hand_over;
+mod outlook;
 mod refusals;
 
 use std::os::fd::OwnedFd;
@@ -41,8 +42,9 @@ use crate::{transfer, zero_copy};
 pub use activate::activate;
 pub use bound::bind;
 pub use hand_over::{HandOver, HandOverReply};
+pub use outlook::{LIMITS, outlook};
 use refusals::{
-    beyond_map, foreign_program, no_device, no_lock, no_such_queue, not_native, taken, unconfined, uplink,
+    beyond_map, foreign_program, no_device, no_lock, no_such_queue, not_native, taken, unconfined,
 };
 
 /// Does a peer's `Acquire`. Whoever calls it has a refusal written down with [`refused`], once it is final.
@@ -100,12 +102,13 @@ pub fn acquire(
         if lock == QueueLock::Placeholders
             && let Some(lease) = engine.leases.unheld(device.index)
         {
-            return Err(unconfined(&reservation, Unconfined::Unheld(lease.id())));
+            let (name, queues) = (&device.name, reservation.terms().queues());
+            return Err(unconfined(name, queues, Unconfined::Unheld(lease.id())));
         }
         engine
             .locks
             .could_confine(lock, &reservation, &device, &mut engine.probe)
-            .map_err(|reason| unconfined(&reservation, reason))?;
+            .map_err(|reason| unconfined(&device.name, reservation.terms().queues(), reason))?;
     }
     check_unused(engine, &reservation)?;
     zero_copy::check_device(&mut engine.probe, &reservation, redirect.mode(), lock)?;
@@ -171,7 +174,7 @@ fn unbound(engine: &mut Engine, lease: &Lease, device: &Device, lock: QueueLock)
     let confinement = engine
         .locks
         .confine(lock, reservation, device)
-        .map_err(|reason| unconfined(reservation, reason))?;
+        .map_err(|reason| unconfined(&device.name, reservation.terms().queues(), reason))?;
     let (mut sockets, mut fds) = (Vec::new(), Vec::new());
     for queue in reservation.terms().queues().iter() {
         let socket = match reservation.terms().sockets() {
@@ -215,14 +218,12 @@ fn redirect_for(engine: &mut Engine, reservation: &Reservation) -> Result<(Redir
     let device = reservation.device();
     if let Some(redirect) = engine.redirects.get(&device.index) {
         engine.misfits.check(device)?;
+        // A device may have become an uplink since its program was attached.
+        engine.uplinks.check(device, reservation.terms().settings())?;
         return Ok((redirect.clone(), device.clone()));
     }
     let link = device.link()?.ok_or_else(|| no_device(&device.name))?;
-    if !reservation.terms().settings().uplink
-        && let Some(role) = device.uplink_role(&link)?
-    {
-        return Err(uplink(&device.name, role).into());
-    }
+    engine.uplinks.check(device, reservation.terms().settings())?;
     fail_point::pass("acquire: nothing attached");
     let redirect = Redirect::attach(reservation, &link, &engine.pins).map_err(|error| match error {
         AttachError::Foreign(program) => foreign_program(&device.name, program).into(),
@@ -239,7 +240,7 @@ fn redirect_for(engine: &mut Engine, reservation: &Reservation) -> Result<(Redir
 
 /// Refuses queues that the device does not have, or not now.
 fn check_queues(reservation: &Reservation, device: &Device) -> Result<(), Error> {
-    match first_beyond(reservation, device.rx_queues) {
+    match first_beyond(reservation.terms(), device.rx_queues) {
         Some(queue) => Err(no_such_queue(device, queue).into()),
         None => Ok(()),
     }
@@ -247,16 +248,15 @@ fn check_queues(reservation: &Reservation, device: &Device) -> Result<(), Error>
 
 /// Refuses queues beyond the map of a program that another broker has attached, when the device could have fewer.
 fn check_map(reservation: &Reservation, redirect: &Redirect) -> Result<(), Error> {
-    match first_beyond(reservation, redirect.queues()) {
-        Some(queue) => Err(beyond_map(reservation, queue, redirect.queues()).into()),
+    match first_beyond(reservation.terms(), redirect.queues()) {
+        Some(queue) => Err(beyond_map(&reservation.device().name, queue, redirect.queues()).into()),
         None => Ok(()),
     }
 }
 
 /// The first queue that is not among so many.
-fn first_beyond(reservation: &Reservation, queues: u32) -> Option<u32> {
-    let mut granted = reservation.terms().queues().iter();
-    granted.find(|queue| *queue >= queues)
+fn first_beyond(terms: &Terms, queues: u32) -> Option<u32> {
+    terms.queues().iter().find(|queue| *queue >= queues)
 }
 
 /// Refuses queues that some socket is bound to though no lease has them: a placeholder, another program's, one that outlived

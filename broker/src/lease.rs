@@ -22,7 +22,7 @@ use xsk_client::wire::{
 };
 
 use crate::agenda::{Agenda, Due};
-use crate::charge::{Accounts, Charge, LimitReached, RuleLimit};
+use crate::charge::{Accounts, Charge, RuleLimit};
 use crate::device::Device;
 use crate::identity::{Peer, Process, Requester};
 use crate::journal::Entry;
@@ -30,6 +30,7 @@ use crate::kernel::link_events::LinkNow;
 use crate::kernel::queue_lock::{Confinement, Retirement};
 use crate::kernel::redirect::Redirect;
 use crate::kernel::umem::Umem;
+use crate::limit::{self, LimitReached};
 use crate::policy::Terms;
 use crate::quota::Resource;
 use crate::reload::Objection;
@@ -94,7 +95,8 @@ impl Leases {
     ///
     /// # Errors
     ///
-    /// [`BrokerError::QueueBusy`], [`BrokerError::QuotaExceeded`]; nothing was taken.
+    /// [`BrokerError::QueueBusy`], [`BrokerError::QuotaExceeded`], [`BrokerError::Denied`] for more than can ever be had; nothing
+    /// was taken.
     pub fn reserve(
         &mut self,
         terms: Terms,
@@ -107,6 +109,9 @@ impl Leases {
             }
         }
         let uid = peer.subject().uid;
+        if let Some(never) = limit::never(self.accounts.limits(), &terms, uid) {
+            return Err(never);
+        }
         self.check_abandoned(uid)?;
         let charges = self.charge(&terms, uid)?;
         self.last_id += 1;
@@ -217,7 +222,7 @@ impl Leases {
 }
 
 /// What a lease takes of what its rule may limit.
-fn amounts(terms: &Terms) -> impl Iterator<Item = (Resource, u64)> {
+pub(crate) fn amounts(terms: &Terms) -> impl Iterator<Item = (Resource, u64)> {
     let queues = u64::try_from(terms.queues().len()).unwrap_or(u64::MAX);
     let umem = terms.umem().map(|umem| (Resource::UmemBytes, umem.bytes()));
     std::iter::once((Resource::Queues, queues)).chain(umem)

@@ -32,6 +32,7 @@ use crate::lease::{Lease, LeaseId};
 use crate::misfit::{self, Misfits};
 use crate::notify;
 use crate::policy::{Diagnostic, InterfaceSettings, Loaded, Origin, Policy, PolicyError, Severity};
+use crate::revoke;
 
 /// Where the policy is read from, by one at a time: or what was read first could come into force last.
 #[derive(Debug)]
@@ -98,7 +99,7 @@ async fn reload_in_turn(
     unwanted: Unwanted,
 ) -> Result<Reloaded, Error> {
     let read = read_apart(Arc::clone(source)).await?;
-    engine
+    let taken: Result<(Reloaded, Vec<LeaseId>), Error> = engine
         .call(Turn::First, move |engine| {
             let by = by.as_deref();
             match read {
@@ -106,7 +107,16 @@ async fn reload_in_turn(
                 Err(error) => Err(refuse(engine, &error, by).into()),
             }
         })
-        .await?
+        .await?;
+    let (mut reloaded, ending) = taken?;
+    let stands = revoke::all_once_retired(engine, &ending).await?;
+    for (id, stands) in ending.iter().zip(stands) {
+        let told = reloaded.not_allowed.iter_mut().find(|told| told.lease == id.0);
+        if let Some(told) = told {
+            (told.rx_stopped, told.tx_may_continue) = (stands.rx_stopped, stands.tx_may_continue);
+        }
+    }
+    Ok(reloaded)
 }
 
 /// Does what SIGHUP asks for, and tells the log of it.
@@ -149,7 +159,13 @@ async fn read_apart(source: Arc<PolicySource>) -> Result<Result<Loaded, PolicyEr
         .map_err(|_| failed(io::Error::other("its thread has ended")))
 }
 
-fn put_in_force(engine: &mut Engine, loaded: Loaded, by: Option<&Peer>, unwanted: Unwanted) -> Reloaded {
+/// Gives the leases as well whose end is not over yet.
+fn put_in_force(
+    engine: &mut Engine,
+    loaded: Loaded,
+    by: Option<&Peer>,
+    unwanted: Unwanted,
+) -> (Reloaded, Vec<LeaseId>) {
     let former = std::mem::replace(&mut engine.policy, loaded.policy);
     if engine.policy.wants_queue_lock() {
         engine.locks.try_out();
@@ -158,6 +174,10 @@ fn put_in_force(engine: &mut Engine, loaded: Loaded, by: Option<&Peer>, unwanted
     let limits = engine.policy.limits().within_open_files(open_files);
     engine.leases.accounts().set_limits(limits);
     misfit::look(engine);
+    let ended_before = match unwanted {
+        Unwanted::Kept => Vec::new(),
+        Unwanted::Ended => goes_on(engine),
+    };
     let mut not_allowed = Vec::new();
     for id in engine.leases.ids(Lease::is_live) {
         not_allowed.extend(weigh(engine, id, unwanted));
@@ -168,7 +188,9 @@ fn put_in_force(engine: &mut Engine, loaded: Loaded, by: Option<&Peer>, unwanted
         not_allowed.len()
     );
     write_down(engine, Event::Reloaded, by, &message);
-    Reloaded {
+    not_allowed.extend(ended_before);
+    let ending = engine.leases.ids(|lease| lease.state == LeaseState::Ending);
+    let reloaded = Reloaded {
         policy_files: loaded
             .files
             .iter()
@@ -178,6 +200,37 @@ fn put_in_force(engine: &mut Engine, loaded: Loaded, by: Option<&Peer>, unwanted
         warnings: loaded.warnings.iter().map(mistake).collect(),
         not_allowed,
         interfaces: notes(engine, &former),
+    };
+    (reloaded, ending)
+}
+
+/// What goes on of leases that a reload has ended before: who asks again is to hear it again.
+fn goes_on(engine: &Engine) -> Vec<NotAllowed> {
+    let by_reload =
+        |lease: &&Lease| matches!(lease.ended, Some((Reason::NotAllowed, _))) && lease.tx_may_continue();
+    let told = |lease: &Lease| {
+        let objection = lease.objection.as_ref();
+        let reason = objection.map_or_else(String::new, |objection| objection.for_operator.clone());
+        told(lease, reason)
+    };
+    engine.leases.iter().filter(by_reload).map(told).collect()
+}
+
+fn told(lease: &Lease, reason: String) -> NotAllowed {
+    let subject = &lease.requester().subject;
+    NotAllowed {
+        lease: lease.id().0,
+        interface: lease.device().name.clone(),
+        queues: lease.terms().queues().iter().collect(),
+        requester: Requester {
+            uid: subject.uid,
+            gid: subject.gid,
+        },
+        rule: lease.terms().rule().to_owned(),
+        reason,
+        ended: !lease.is_live(),
+        rx_stopped: lease.rx_stopped(),
+        tx_may_continue: lease.tx_may_continue(),
     }
 }
 
@@ -251,22 +304,9 @@ fn weigh(engine: &mut Engine, id: LeaseId, unwanted: Unwanted) -> Option<NotAllo
         engine.monitors.publish(lease, Change::Policy);
     }
     let reason = lease.objection.as_ref()?.for_operator.clone();
-    let subject = &lease.requester().subject;
-    let mut told = NotAllowed {
-        lease: id.0,
-        interface: lease.device().name.clone(),
-        queues: lease.terms().queues().iter().collect(),
-        requester: Requester {
-            uid: subject.uid,
-            gid: subject.gid,
-        },
-        rule: lease.terms().rule().to_owned(),
-        reason,
-        ended: unwanted == Unwanted::Ended,
-        rx_stopped: lease.rx_stopped(),
-        tx_may_continue: lease.tx_may_continue(),
-    };
+    let mut told = told(lease, reason);
     if unwanted == Unwanted::Ended {
+        told.ended = true;
         let stopped = end::take_back(engine, id, Reason::NotAllowed);
         (told.rx_stopped, told.tx_may_continue) = (stopped.rx_stopped, stopped.tx_may_continue);
     }

@@ -11,11 +11,12 @@ use crate::charge::Accounts;
 use crate::device::Device;
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::grant;
 use crate::identity::{Peer, Subject};
 use crate::kernel::queue_lock::QueueLocks;
 use crate::kernel::queue_probe::{QueueProbe, QueueUse};
 use crate::lease::Lease;
-use crate::policy::View;
+use crate::policy::{Verdict, View};
 use crate::quota::{Resource, open_files_for};
 use crate::{kernel, privileges};
 
@@ -149,9 +150,12 @@ pub fn interfaces(engine: &mut Engine, scope: Scope, peer: &Peer) -> Result<Inte
     for (name, link) in kernel::netlink::devices()
         .map_err(|source| crate::error::Failure::kernel("RTM_GETLINK", "all devices", source))?
     {
-        let Some(settings) = engine.policy.interface(&name) else {
+        let settings = engine.policy.interface(&name);
+        // One that lost its section is the operator's to know of, for as long as it is used.
+        let has_program = scope == Scope::All && engine.redirects.contains_key(&link.index);
+        if settings.is_none() && !has_program {
             continue;
-        };
+        }
         if scope == Scope::Own && !engine.policy.covers(peer.subject(), &name) {
             continue;
         }
@@ -175,7 +179,7 @@ pub fn interfaces(engine: &mut Engine, scope: Scope, peer: &Peer) -> Result<Inte
             }),
             None => Vec::new(),
         };
-        let queue_lock = engine.locks.in_force(settings.queue_lock).ok();
+        let queue_lock = settings.and_then(|it| engine.locks.in_force(it.queue_lock).ok());
         let blocking = engine
             .leases
             .unheld(device.index)
@@ -189,7 +193,7 @@ pub fn interfaces(engine: &mut Engine, scope: Scope, peer: &Peer) -> Result<Inte
             mtu: link.mtu,
             queues: device.rx_queues,
             queues_max: device.max_queues,
-            reserved: settings.reserved.below(device.max_queues),
+            reserved: settings.map_or_else(Vec::new, |it| it.reserved.below(device.max_queues)),
             queue_lock,
             placeholders,
             foreign,
@@ -199,6 +203,7 @@ pub fn interfaces(engine: &mut Engine, scope: Scope, peer: &Peer) -> Result<Inte
                 .filter(|_| scope == Scope::All),
             blocked_by: blocking.map(|lease| lease.id().0),
             held,
+            misfit: engine.misfits.get(device.index).map(str::to_owned),
             passed: redirect.map_or(0, kernel::redirect::Redirect::passed),
         });
     }
@@ -222,7 +227,7 @@ fn foreign_queues(
 }
 
 /// `Explain`.
-pub fn explain(engine: &Engine, scope: Scope, peer: &Peer, call: Explain) -> Explained {
+pub fn explain(engine: &mut Engine, scope: Scope, peer: &Peer, call: Explain) -> Explained {
     let request = call.acquire().into();
     let subject = match call.uid {
         Some(uid) => {
@@ -235,7 +240,13 @@ pub fn explain(engine: &Engine, scope: Scope, peer: &Peer, call: Explain) -> Exp
         }
         None => peer.subject().clone(),
     };
-    engine.policy.explain(&subject, &request).into_wire(match scope {
+    let explanation = engine.policy.explain(&subject, &request);
+    // Who has no rule for it is told nothing of the machine.
+    let checks = match engine.policy.decide(&subject, &request) {
+        Verdict::Granted(terms) => grant::outlook(engine, &terms, subject.uid),
+        Verdict::Refused(_) => Vec::new(),
+    };
+    explanation.with_checks(checks).into_wire(match scope {
         Scope::Own => View::Peer,
         Scope::All => View::Operator,
     })

@@ -13,8 +13,9 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 
-use crate::charge::{Accounts, Charge, LimitReached};
+use crate::charge::{Accounts, Charge};
 use crate::kernel::peer::unread_bytes;
+use crate::limit::LimitReached;
 use crate::quota::Resource;
 
 /// So many fds are on their way to a client, or lie unread.

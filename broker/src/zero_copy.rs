@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::grant::of_device;
 use crate::kernel::queue_probe::QueueProbe;
 use crate::lease::{Lease, Reservation};
+use crate::policy::Terms;
 
 /// Refuses a device on which the rule's `zero-copy` cannot be kept.
 ///
@@ -26,16 +27,30 @@ pub fn check_device(
 ) -> Result<(), Error> {
     let (terms, device) = (reservation.terms(), reservation.device());
     // The reservation's queues are nobody's now, so asking may keep one busy for a moment.
-    let mut driver_has = || match terms.queues().iter().next() {
+    check(terms, device, xdp, lock, || match terms.queues().iter().next() {
         Some(queue) => probe
             .driver_has_zero_copy(device.index, queue)
             .map_err(|failure| of_device(&device.name, failure)),
         None => Ok(true),
-    };
+    })
+}
+
+/// The same by whatever knows whether the driver has zero-copy, which is asked only where it matters.
+///
+/// # Errors
+///
+/// The same.
+pub fn check(
+    terms: &Terms,
+    device: &Device,
+    xdp: XdpMode,
+    lock: QueueLock,
+    mut driver_has: impl FnMut() -> Result<bool, Error>,
+) -> Result<(), Error> {
     match terms.zero_copy() {
         ZeroCopy::Allowed => Ok(()),
         // Frames of a zero-copy queue come to a generic program as copies, and are copied once more.
-        ZeroCopy::Required if xdp == XdpMode::Generic => Err(needs_native(reservation).into()),
+        ZeroCopy::Required if xdp == XdpMode::Generic => Err(needs_native(terms.rule(), device).into()),
         ZeroCopy::Required => match driver_has()? {
             true => Ok(()),
             false => Err(not_to_be_had(terms.rule(), device).into()),
@@ -80,8 +95,7 @@ fn unavailable(device: &Device, message: String) -> BrokerError {
     }
 }
 
-fn needs_native(reservation: &Reservation) -> BrokerError {
-    let (rule, device) = (reservation.terms().rule(), reservation.device());
+fn needs_native(rule: &str, device: &Device) -> BrokerError {
     let name = &device.name;
     unavailable(
         device,

@@ -284,3 +284,41 @@ fn json_is_the_reply_unchanged_and_tables_align() {
     drop(operator);
     scene.finish();
 }
+
+/// What no broker could give is wrong usage, as clap's own complaints are.
+#[test]
+fn what_cannot_be_asked_for_is_wrong_usage() {
+    let world = World::new().unwrap();
+    for arguments in [
+        &["grant", "eth0:1", "--direction", "rx", "--", "true"][..],
+        &["grant", "eth0:1", "--ring-entries", "3", "--", "true"],
+        &["explain", "eth0:1", "--kind", "bound", "--chunks", "3"],
+        &["grant", "eth0", "--", "true"],
+        &["frobnicate"],
+    ] {
+        let output = cli(&world, None, arguments).unwrap();
+        assert_eq!(output.code, Some(2), "{arguments:?}: {output:?}");
+    }
+}
+
+/// It is there for as long as it is used, whatever the policy names.
+#[test]
+fn status_shows_a_program_whose_section_is_gone() {
+    let world = World::new().unwrap();
+    let scene = Scene::new(&world);
+    let mut holder = Holder::example(&world, Side::Host, &scene.uid.user(), "echo", &["eth0:3"]).unwrap();
+    holder.wait_active().unwrap();
+    let without = "[interface.eth9]\n".to_owned() + &tenant_rule(scene.uid.number());
+    scene.broker.write_policy(&without).unwrap();
+    assert_eq!(scene.broker.cli(&["reload"]).unwrap().code, Some(0));
+    let status = scene.broker.cli(&["status"]).unwrap().stdout;
+    let note = "eth0: nothing more is granted there until its leases have ended: no section [interface.eth0] names it\n";
+    assert!(status.contains(note), "{status}");
+    assert!(
+        status
+            .lines()
+            .any(|line| line.starts_with("eth0 ") && line.contains("native")),
+        "{status}"
+    );
+    holder.kill().unwrap();
+}

@@ -164,6 +164,18 @@ fn words_of_a_client_stay_words() {
         .wait_audit(PATIENCE, |line| line["event"] == "granted")
         .unwrap();
     assert_eq!(line["label"], label);
+    // What is printed moves no cursor and turns no writing around, and means the same.
+    let json = scene.broker.cli(&["list", "--json"]).unwrap().stdout;
+    assert!(
+        json.trim_end()
+            .chars()
+            .all(|c| c.is_ascii() && !c.is_ascii_control()),
+        "{json:?}"
+    );
+    let listed: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(listed["leases"][0]["label"], label);
+    let table = scene.broker.cli(&["list"]).unwrap().stdout;
+    assert!(table.contains("  vm\\u{9b}2J\\u{202e}\\n\n"), "{table:?}");
     let printable = |line: &String| line.chars().all(|c| c.is_ascii_graphic() || c == ' ');
     assert!(scene.broker.process().stdout().iter().all(printable));
 

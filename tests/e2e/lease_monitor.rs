@@ -124,7 +124,7 @@ fn the_command_line_follows_too() {
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
     let lease = holder.hold("eth0:3");
     holder.kill();
-    let freed = format!("lease {lease} eth0:3 freed (holder_exited), RX stopped, TX over");
+    let freed = format!("lease {lease} eth0:3 freed (holder-exited), RX stopped, TX over");
     people
         .wait_stdout(PATIENCE, |line| (line == freed).then_some(()))
         .unwrap();

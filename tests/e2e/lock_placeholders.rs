@@ -72,6 +72,13 @@ fn revoke_says_that_what_was_never_bound_never_will_be() {
     let alice = Uid::take().unwrap();
     let broker = BrokerProcess::start(&world, &policy("placeholders", &[&alice], "")).unwrap();
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
+    // The broker itself says so, to whoever asks.
+    let lease = holder.acquire("eth0:3").unwrap();
+    let revoked = operator(&broker).revoke(lease).unwrap();
+    assert_eq!(
+        (revoked.rx_stopped, revoked.tx_may_continue, revoked.lease),
+        (true, false, None)
+    );
     let lease = holder.acquire("eth0:3").unwrap();
     let output = broker.cli(&["revoke", &lease.to_string()]).unwrap();
     assert_eq!(output.code, Some(0), "{output:?}");

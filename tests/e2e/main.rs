@@ -23,6 +23,7 @@ mod datapath_kicks;
 mod datapath_options;
 mod datapath_packets;
 mod datapath_tasks;
+mod explain_machine;
 mod fd_store;
 mod fd_store_kill;
 mod fd_store_unbound;

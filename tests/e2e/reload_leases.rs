@@ -83,6 +83,15 @@ fn leases_that_it_would_not_give_are_kept_and_listed_or_ended() {
     traffic.expect_at_stack(3, 100..120);
     assert_eq!(of_alice.receive(one, 3, 1, SILENCE), Seen::default());
     assert_eq!(find(&broker, two).state, LeaseState::Active);
+    // Who asks again hears of it again, and what to do.
+    let again = broker.cli(&["reload", "--revoke"]).unwrap();
+    assert_eq!(again.code, Some(75), "{again:?}");
+    for words in [
+        words,
+        format!("`xsk-broker revoke {one}` says who has its sockets"),
+    ] {
+        assert!(again.stdout.contains(&words), "{words}: {again:?}");
+    }
     of_alice.close(one);
     assert_eq!(wait_event(&broker, "freed", one)["lease"], one);
     // Nothing is left of it that could go on.

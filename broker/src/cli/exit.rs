@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
-use xsk_client::wire::{BrokerError, ServiceError};
+use xsk_client::wire::{BrokerError, NoWish, ServiceError};
 use xsk_client::{CallError, MemlockTooLow};
 
 use super::qemu::Misplaced;
@@ -16,7 +16,7 @@ pub enum Exit {
     Ok = 0,
     /// It failed for a reason that has no code of its own.
     Failed = 1,
-    /// The command line is wrong.
+    /// The command line is wrong, or asks for what no broker could give.
     Usage = 2,
     /// The broker cannot be reached (EX_UNAVAILABLE).
     Unreachable = 69,
@@ -58,7 +58,7 @@ pub fn of_error(error: &anyhow::Error) -> Exit {
             Exit::Denied
         }
         None if error.is::<PolicyError>() || error.is::<MemlockTooLow>() => Exit::Config,
-        None if error.is::<Misplaced>() => Exit::Usage,
+        None if error.is::<Misplaced>() || error.is::<NoWish>() => Exit::Usage,
         None if error
             .downcast_ref::<io::Error>()
             .is_some_and(|error| error.kind() == ErrorKind::PermissionDenied) =>

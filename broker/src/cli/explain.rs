@@ -2,22 +2,24 @@
 
 use std::path::PathBuf;
 
-use xsk_client::wire::{Explain, Explained, RuleOutcome, Target};
+use xsk_client::wire::{Check, CheckOutcome, Explain, Explained, RuleOutcome, Target};
 
 use super::exit::Exit;
-use super::output::{self, Sockets, put};
+use super::output::{self, Sockets, put, put_json};
 use super::user::User;
 use super::wish::Wish;
+use crate::grant::LIMITS;
 use crate::identity::Subject;
 use crate::policy::{Ownership, Policy, View};
 
-/// Say which rule would decide about queues, and why.
+/// Say whether queues would be granted, by which rule, and why.
 ///
-/// Asks the running broker, about oneself or, for root, about any user; with --policy FILE it asks that file and no
-/// broker. A refusal for root comes with what to write into the policy to allow it. Nothing is granted by asking; a
-/// queue that is allowed may still be held by another lease.
+/// Asks the running broker, about oneself or, for root, about any user. It looks at the policy and, where that would
+/// grant them, at the machine, as a grant would; each look has a line, and so has what was not looked at: nothing is
+/// changed by asking. A refusal by the policy comes, for root, with what to write into it. With --policy FILE it asks that
+/// file, no broker, and looks at no machine.
 ///
-/// Exit codes: 0 it would be granted, 77 it would be refused.
+/// Exit codes: 0 it would be granted, 77 the policy refuses it, 78 the machine does.
 ///
 /// Example: xsk-broker explain --user alice eth0:2-4
 #[derive(Debug, clap::Args)]
@@ -26,7 +28,7 @@ pub struct ExplainArgs {
     #[arg(value_name = "IF:QUEUES")]
     target: Target,
 
-    /// About this user; for root [default: oneself]
+    /// Whether this user would get them; only root may ask about others [default: whoever runs this]
     #[arg(long, value_name = "USER|UID")]
     user: Option<String>,
 
@@ -56,15 +58,20 @@ pub fn run(args: &ExplainArgs) -> anyhow::Result<Exit> {
         (Some(file), Some(user)) => offline(args, file, user)?,
         (_, user) => ask(args, user)?,
     };
-    Ok(if explained.granted { Exit::Ok } else { Exit::Denied })
+    Ok(match (explained.granted, explained.obstacle()) {
+        (true, _) => Exit::Ok,
+        (false, Some(obstacle)) if obstacle.what == LIMITS => Exit::Denied,
+        (false, Some(_)) => Exit::Config,
+        (false, None) => Exit::Denied,
+    })
 }
 
 fn ask(args: &ExplainArgs, user: Option<User>) -> anyhow::Result<Explained> {
+    let wish = args.wish.acquire(args.target.clone())?;
     let mut broker = match user {
         Some(_) => args.sockets.connect_as_operator()?,
         None => args.sockets.connect_for_most()?,
     };
-    let wish = args.wish.acquire(args.target.clone())?;
     let request = Explain {
         interface: wish.interface,
         queues: wish.queues,
@@ -90,12 +97,22 @@ fn offline(args: &ExplainArgs, file: &std::path::Path, user: User) -> anyhow::Re
         gid: user.gid,
         groups: user.groups,
     };
-    let explained = policy.explain(&subject, &request).into_wire(View::Operator);
-    let printed = match args.json {
-        true => serde_json::to_string(&explained)? + "\n",
-        false => text(&args.target, &explained),
+    let explanation = policy.explain(&subject, &request);
+    let unseen = Check {
+        what: "machine".to_owned(),
+        outcome: CheckOutcome::NotLooked,
+        why: "with --policy no broker is asked, and only that could look".to_owned(),
     };
-    put(&printed)?;
+    let checks = if explanation.granted() {
+        vec![unseen]
+    } else {
+        Vec::new()
+    };
+    let explained = explanation.with_checks(checks).into_wire(View::Operator);
+    match args.json {
+        true => put_json(&serde_json::to_string(&explained)?)?,
+        false => put(&text(&args.target, &explained))?,
+    }
     Ok(explained)
 }
 
@@ -127,6 +144,26 @@ fn text(target: &Target, explained: &Explained) -> String {
         lines.push(format!(
             "{mark} {:width$}  {:7}  {}",
             said.rule, said.outcome, said.why
+        ));
+    }
+    if !explained.checks.is_empty() {
+        lines.extend([String::new(), "machine:".to_owned()]);
+    }
+    let wide = explained
+        .checks
+        .iter()
+        .map(|check| check.what.len())
+        .max()
+        .unwrap_or(0);
+    for check in &explained.checks {
+        let (mark, outcome) = match check.outcome {
+            CheckOutcome::Fine => (' ', "fine"),
+            CheckOutcome::Refused => ('>', "refused"),
+            CheckOutcome::NotLooked => (' ', "not looked at"),
+        };
+        lines.push(format!(
+            "{mark} {:wide$}  {outcome:13}  {}",
+            check.what, check.why
         ));
     }
     if let Some(suggestion) = &explained.suggestion {

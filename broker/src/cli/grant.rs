@@ -40,14 +40,14 @@ pub struct GrantArgs {
     #[arg(value_name = "IF:QUEUES")]
     target: Target,
 
-    /// Become this user before asking, so that the kernel attests it; for root
+    /// Ask as this user, and run the command as it; for root [default: whoever runs this]
     #[arg(long = "as", value_name = "USER|UID")]
     user: Option<String>,
 
     #[command(flatten)]
     wish: Wish,
 
-    /// A text for the broker's list and log
+    /// A text by which `list` and the audit log show the lease, at most 256 bytes
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
 

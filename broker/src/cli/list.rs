@@ -6,12 +6,14 @@ use xsk_client::wire::{Interface, Interfaces, Lease, LeaseQueue, Leases, SocketK
 use super::exit::Exit;
 use super::output::{self, Sockets, duration};
 use super::table::{Column, layout};
+use crate::ascii;
 
 /// List leases: all of them for root, one's own for others.
 ///
 /// One line for each queue. REDIRECTED counts the packets that the XDP program handed to the socket since the lease was
 /// activated; of these, DROPPED did not reach the holder, because its RX ring was full, there was no fill
-/// entry, or the packet was longer than a chunk (the socket's own counters). A lease is "lingering" when it has ended and the kernel still holds a queue for its
+/// entry, or the packet was longer than a chunk (the socket's own counters). LABEL is the requester's text, cut where it is
+/// long; --json has all of it. A lease is "lingering" when it has ended and the kernel still holds a queue for its
 /// socket.
 ///
 /// Below stand leases that were granted by an older policy and that the one in force would not give, and queues that are not to be had for other reasons: a placeholder of the broker's, a socket of no lease.
@@ -70,6 +72,11 @@ pub(super) fn notes_on(interface: &Interface) -> Vec<String> {
             "{name}: {link}, so that nothing arrives and nothing leaves\n"
         ));
     }
+    if let Some(why) = &interface.misfit {
+        notes.push(format!(
+            "{name}: nothing more is granted there until its leases have ended: {why}\n"
+        ));
+    }
     if let Some(pid) = interface.tainted_by {
         notes.push(format!(
             "{name}: no sockets that leave unbound until pid {pid} has gone, which had one when a broker crashed\n"
@@ -100,6 +107,7 @@ fn text(reply: &Leases) -> String {
         Column::Right("AGE"),
         Column::Right("REDIRECTED"),
         Column::Right("DROPPED"),
+        Column::Left("LABEL"),
     ];
     let rows: Vec<_> = reply
         .leases
@@ -124,7 +132,10 @@ fn sockets(lease: &Lease) -> String {
     }
 }
 
-fn row(lease: &Lease, queue: &LeaseQueue) -> [String; 11] {
+/// How much of a label there is room for.
+const LABEL_COLUMNS: usize = 32;
+
+fn row(lease: &Lease, queue: &LeaseQueue) -> [String; 12] {
     let holder = &lease.holder;
     let gone = if holder.alive { "" } else { " (exited)" };
     [
@@ -139,5 +150,6 @@ fn row(lease: &Lease, queue: &LeaseQueue) -> [String; 11] {
         duration(lease.age_ms),
         queue.counters.redirected.to_string(),
         queue.counters.dropped().to_string(),
+        ascii::text(lease.label.as_deref().unwrap_or_default(), LABEL_COLUMNS),
     ]
 }

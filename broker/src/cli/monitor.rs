@@ -5,7 +5,8 @@ use xsk_client::wire::{Change, Lease, LeaseEvent, QueueSet};
 use xsk_client::{CallError, News, ProtocolError};
 
 use super::exit::Exit;
-use super::output::{Sockets, link_word, put};
+use super::output::{Sockets, link_word, put, put_json};
+use crate::end;
 
 /// Follow what becomes of leases: of all of them for root, of one's own for others.
 ///
@@ -44,17 +45,20 @@ pub fn run(args: &MonitorArgs) -> anyhow::Result<Exit> {
             }
             Err(error) => return Err(error.into()),
         };
-        put(&if args.json { json_line(&news) } else { text(&news) })?;
+        match args.json {
+            true => put_json(&json(&news))?,
+            false => put(&text(&news))?,
+        }
     }
 }
 
-fn json_line(news: &News) -> String {
+fn json(news: &News) -> String {
     let value = match news {
         News::Leases { leases, lost: None } => json!({ "leases": leases }),
         News::Leases { leases, lost } => json!({ "leases": leases, "lost": lost }),
         News::Event(event) => json!({ "event": event }),
     };
-    format!("{value}\n")
+    value.to_string()
 }
 
 fn text(news: &News) -> String {
@@ -89,7 +93,7 @@ fn lease_line(lease: &Lease) -> String {
 fn event_line(event: &LeaseEvent) -> String {
     let what = match event.change {
         Change::State => match event.reason {
-            Some(reason) => format!("{} ({reason})", event.state),
+            Some(reason) => format!("{} ({})", event.state, end::word(reason)),
             None => event.state.to_string(),
         },
         Change::Holder => format!("moved to uid {} pid {}", event.holder.uid, event.holder.pid),

@@ -10,6 +10,8 @@ use serde_json::value::RawValue;
 use xsk_client::wire::DEFAULT_SOCKET;
 use xsk_client::{Broker, CallError};
 
+use crate::ascii;
+
 /// What the socket for operators is called, in the run directory of its broker.
 const CONTROL_SOCKET_NAME: &str = "control.sock";
 
@@ -86,7 +88,7 @@ impl Sockets {
     }
 }
 
-/// Calls a method and prints its result: as the reply's parameters unchanged, or as text.
+/// Calls a method and prints its result: as the reply's parameters, or as text.
 ///
 /// # Errors
 ///
@@ -100,8 +102,10 @@ pub fn print<R: serde::de::DeserializeOwned>(
 ) -> anyhow::Result<R> {
     let raw: Box<RawValue> = broker.call(method, parameters)?;
     let reply: R = serde_json::from_str(raw.get())?;
-    let printed = if json { format!("{raw}\n") } else { text(&reply) };
-    put(&printed)?;
+    match json {
+        true => put_json(raw.get())?,
+        false => put(&text(&reply))?,
+    }
     Ok(reply)
 }
 
@@ -115,6 +119,15 @@ pub fn put(text: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
+}
+
+/// Writes JSON to standard output, as a line of printable ASCII: clients chose some of it.
+///
+/// # Errors
+///
+/// As write(2).
+pub fn put_json(json: &str) -> io::Result<()> {
+    put(&(ascii::json(json) + "\n"))
 }
 
 /// A time as people say it: the two largest units.

@@ -1,10 +1,10 @@
 //! `xsk-broker reload`: has the running broker read its policy anew.
 
-use xsk_client::CallError;
 use xsk_client::wire::{BrokerError, MistakeSeverity, NotAllowed, PolicyMistake, Reload, Reloaded, ranges};
+use xsk_client::{Broker, CallError};
 
 use super::exit::Exit;
-use super::output::{Sockets, put};
+use super::output::{Sockets, put, put_json};
 
 /// Have the running broker read its policy anew. For root.
 ///
@@ -12,7 +12,7 @@ use super::output::{Sockets, put};
 /// printed as `check` prints it. SIGHUP does the same, and tells the log.
 ///
 /// A lease that the new policy would not give is kept, and `list` says so from then on; with --revoke it ends, as by
-/// `revoke`. Leases that it would give keep the terms that they were granted on.
+/// `revoke`; what goes on of those that a reload has ended before is told again. Leases that it would give keep the terms that they were granted on.
 ///
 /// The broker reads the files as its own user: they have to be readable for it (0644, or 0640 and its group). It asks NSS
 /// for no name after its start: new users and groups are found in /etc/passwd and /etc/group only.
@@ -43,7 +43,7 @@ pub fn run(args: &ReloadArgs) -> anyhow::Result<Exit> {
         revoke: args.revoke.then_some(true),
     };
     let error = match broker.reload(&reload) {
-        Ok(reloaded) => return taken(args, &reloaded),
+        Ok(reloaded) => return taken(args, &mut broker, &reloaded),
         Err(error) => error,
     };
     match &error {
@@ -55,12 +55,15 @@ pub fn run(args: &ReloadArgs) -> anyhow::Result<Exit> {
     }
 }
 
-fn taken(args: &ReloadArgs, reloaded: &Reloaded) -> anyhow::Result<Exit> {
+fn taken(args: &ReloadArgs, broker: &mut Broker, reloaded: &Reloaded) -> anyhow::Result<Exit> {
     if args.json {
-        put(&format!("{}\n", serde_json::to_string(reloaded)?))?;
+        put_json(&serde_json::to_string(reloaded)?)?;
     } else {
         print_mistakes(&reloaded.warnings);
-        put(&told(reloaded))?;
+        // Those can be named to `revoke`; of others nothing is left but an fd that somebody may have.
+        let leases = broker.list_leases()?.leases;
+        let listed: Vec<u64> = leases.iter().map(|lease| lease.lease).collect();
+        put(&told(reloaded, &listed))?;
     }
     let goes_on = |lease: &NotAllowed| lease.ended && lease.tx_may_continue;
     Ok(match reloaded.not_allowed.iter().any(goes_on) {
@@ -72,7 +75,7 @@ fn taken(args: &ReloadArgs, reloaded: &Reloaded) -> anyhow::Result<Exit> {
 fn wrong(args: &ReloadArgs, mistakes: &[PolicyMistake], message: &str) -> anyhow::Result<Exit> {
     if args.json {
         let error = serde_json::json!({ "mistakes": mistakes, "message": message });
-        put(&format!("{error}\n"))?;
+        put_json(&error.to_string())?;
     } else {
         print_mistakes(mistakes);
         let errors = mistakes
@@ -92,7 +95,7 @@ fn print_mistakes(mistakes: &[PolicyMistake]) {
     }
 }
 
-fn told(reloaded: &Reloaded) -> String {
+fn told(reloaded: &Reloaded, listed: &[u64]) -> String {
     let mut text = format!(
         "{}: in force, rules: {}\n",
         reloaded.policy_files.join(" "),
@@ -103,6 +106,12 @@ fn told(reloaded: &Reloaded) -> String {
     }
     for lease in &reloaded.not_allowed {
         text.push_str(&told_of(lease));
+        if lease.ended && lease.tx_may_continue && listed.contains(&lease.lease) {
+            text.push_str(&format!(
+                "  `xsk-broker revoke {}` says who has its sockets; with --kill it ends its holder\n",
+                lease.lease
+            ));
+        }
     }
     text
 }

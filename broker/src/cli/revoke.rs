@@ -7,13 +7,14 @@ use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 use serde::Serialize;
-use xsk_client::wire::{Lease, QueueLock};
+use xsk_client::wire::Lease;
 use xsk_client::{Broker, ProcessId};
 
 use super::cut;
 use super::exit::Exit;
 use super::keepers::{self, Keeper, target_of};
 use super::output::{Sockets, put};
+use crate::ascii;
 
 /// End a lease, whoever holds it, and say what goes on all the same. For root.
 ///
@@ -91,18 +92,14 @@ pub fn run(args: &RevokeArgs) -> anyhow::Result<Exit> {
     if args.lose_all_leases_addresses_and_routes {
         cut::cut(&lease)?;
     }
-    // Sockets that were never bound, under a lock: the broker sees to it that they never will be.
-    let is_retired = !is_bound(&lease) && lease.queue_lock != QueueLock::None;
-    let is_over = if killed || is_retired || args.lose_all_leases_addresses_and_routes || !lease.holder.alive
-    {
+    let is_over = if killed || args.lose_all_leases_addresses_and_routes || !lease.holder.alive {
         wait_until_free(&mut broker, args.lease)?
     } else {
         revoked.lease.is_none()
     };
-    let keepers = match args.lose_all_leases_addresses_and_routes {
-        // They have what is good for nothing.
+    // Whoever has what is good for nothing is no matter.
+    let keepers = match args.lose_all_leases_addresses_and_routes || !revoked.tx_may_continue {
         true => Vec::new(),
-        false if is_retired && is_over => Vec::new(),
         false => keepers::of(&lease),
     };
     let outcome = Outcome {
@@ -116,7 +113,7 @@ pub fn run(args: &RevokeArgs) -> anyhow::Result<Exit> {
         lease,
     };
     put(&match args.json {
-        true => format!("{}\n", serde_json::to_string(&outcome)?),
+        true => ascii::json(&serde_json::to_string(&outcome)?) + "\n",
         false => told(&outcome),
     })?;
     Ok(match outcome.tx_may_continue {

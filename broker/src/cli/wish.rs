@@ -6,8 +6,9 @@ use xsk_client::wire::{Acquire, BusyPoll, Direction, ModeWish, RingSizes, Socket
 /// Options of sockets. What is left out is left to the broker.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Wish {
-    /// Who registers memory and binds: "prepared", the command; "bound", the broker, so that nothing is
-    /// left to change; "bare", a command that makes the rings, too, and knows nothing of the broker: QEMU
+    /// What is made before the command has the sockets. "prepared": the rings, and the command registers its memory and
+    /// binds; "bound": everything, so that nothing is left to change; "bare": nothing, for QEMU and other programs that
+    /// know nothing of the broker
     #[arg(long, value_name = "KIND", default_value = "prepared", value_parser = kind)]
     kind: SocketKind,
 

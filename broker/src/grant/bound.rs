@@ -230,7 +230,7 @@ fn no_zero_copy(lease: &Lease, queue: u32, cause: &std::io::Error) -> BrokerErro
     }
 }
 
-fn unsupported() -> BrokerError {
+pub(super) fn unsupported() -> BrokerError {
     let message =
         "this kernel maps no rings of a socket that is bound (EBUSY; Linux before 6.4 or so), so sockets of \
                    kind bound cannot be used here; ask for kind prepared"

@@ -1,12 +1,12 @@
 //! What a client is told when it gets nothing: what failed, on which object, and what to do.
 
-use xsk_client::wire::{BrokerError, InterfaceName};
+use xsk_client::wire::{BrokerError, InterfaceName, QueueSet};
 
 use crate::audit::Event;
 use crate::device::Device;
 use crate::error::{Error, Failure};
 use crate::kernel::queue_lock::{NoRoom, NotNow, QueueLocks, Unconfined};
-use crate::lease::{Lease, Reservation};
+use crate::lease::Lease;
 use crate::policy::QueueLockSetting;
 use crate::quota;
 
@@ -24,8 +24,7 @@ pub(super) fn no_such_queue(device: &Device, queue: u32) -> BrokerError {
     }
 }
 
-pub(super) fn beyond_map(reservation: &Reservation, queue: u32, queues: u32) -> BrokerError {
-    let name = &reservation.device().name;
+pub(super) fn beyond_map(name: &InterfaceName, queue: u32, queues: u32) -> BrokerError {
     let message = format!(
         "queue {queue} of {name} is beyond the map of the XDP program that runs there, which was attached by another broker \
          for {queues} queues and goes on for its leases; when they have ended, `xsk-broker serve` after a stop attaches anew"
@@ -38,16 +37,6 @@ pub(super) fn beyond_map(reservation: &Reservation, queue: u32, queues: u32) -> 
 
 pub(super) fn no_device(interface: &InterfaceName) -> BrokerError {
     let message = format!("there is no interface {interface} in the broker's network namespace now");
-    BrokerError::DeviceUnavailable {
-        interface: interface.clone(),
-        message,
-    }
-}
-
-pub(super) fn uplink(interface: &InterfaceName, role: &str) -> BrokerError {
-    let message = format!(
-        "{interface} {role}: XDP there may cut the host off; the operator allows it with `uplink = true` under [interface.{interface}]"
-    );
     BrokerError::DeviceUnavailable {
         interface: interface.clone(),
         message,
@@ -149,10 +138,10 @@ pub(super) fn no_lock(interface: &InterfaceName, setting: QueueLockSetting, reas
 }
 
 /// A socket cannot leave unbound now.
-pub(super) fn unconfined(reservation: &Reservation, reason: Unconfined) -> Error {
-    let name = reservation.device().name.clone();
+pub(super) fn unconfined(name: &InterfaceName, queues: &QueueSet, reason: Unconfined) -> Error {
+    let name = name.clone();
     let busy = |retry_after_ms, message| {
-        let queue = reservation.terms().queues().iter().next().unwrap_or(0);
+        let queue = queues.iter().next().unwrap_or(0);
         Error::from(BrokerError::QueueBusy {
             interface: name.clone(),
             queue,

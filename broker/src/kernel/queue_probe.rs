@@ -118,6 +118,15 @@ impl QueueProbe {
         Ok(self.driver(index) != DriverZeroCopy::Never)
     }
 
+    /// The same without trying it on a queue; `None` where only that would tell.
+    pub fn driver_has_zero_copy_untouched(&mut self, index: u32) -> Option<bool> {
+        match self.driver(index) {
+            DriverZeroCopy::Never => Some(false),
+            DriverZeroCopy::Maybe => Some(true),
+            DriverZeroCopy::Unknown => None,
+        }
+    }
+
     fn driver(&mut self, index: u32) -> DriverZeroCopy {
         let ask = || match netlink::may_do_zero_copy(index) {
             Ok(true) => DriverZeroCopy::Maybe,

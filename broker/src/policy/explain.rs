@@ -1,7 +1,7 @@
 //! Why a request would be decided as it would be: what each rule says to it. Holds no terms, so nothing can be
 //! granted by explaining.
 
-use xsk_client::wire::{Explained, RuleOutcome, RuleVerdict, ZeroCopy};
+use xsk_client::wire::{Check, CheckOutcome, Explained, RuleOutcome, RuleVerdict, ZeroCopy};
 
 use crate::identity::Subject;
 
@@ -19,6 +19,7 @@ pub struct Explanation {
     reason_for_peer: String,
     suggestion: Option<String>,
     rules: Vec<Said>,
+    checks: Vec<Check>,
 }
 
 /// Who is to read an explanation.
@@ -44,6 +45,20 @@ impl Explanation {
         self.granted
     }
 
+    /// Adds what the machine says to what the policy would grant: one obstacle there, and it is not granted.
+    #[must_use]
+    pub fn with_checks(mut self, checks: Vec<Check>) -> Self {
+        let refused = |check: &&Check| check.outcome == CheckOutcome::Refused;
+        if let Some(obstacle) = checks.iter().find(refused) {
+            self.granted = false;
+            let rule = self.rule.as_deref().unwrap_or_default();
+            self.reason = format!("rule {rule} would grant it, but {}", obstacle.why);
+            self.reason_for_peer.clone_from(&self.reason);
+        }
+        self.checks = checks;
+        self
+    }
+
     /// As a reply to `Explain`.
     pub fn into_wire(self, view: View) -> Explained {
         match view {
@@ -53,15 +68,18 @@ impl Explanation {
                 reason: self.reason,
                 suggestion: self.suggestion,
                 rules: self.rules.into_iter().map(|said| said.verdict).collect(),
+                checks: self.checks,
             },
             View::Peer => {
                 let own = self.rules.into_iter().filter(|said| said.own);
                 Explained {
                     granted: self.granted,
-                    rule: self.rule.filter(|_| self.granted),
+                    // Checks are there only where one of their own rules covers it.
+                    rule: self.rule.filter(|_| self.granted || !self.checks.is_empty()),
                     reason: self.reason_for_peer,
                     suggestion: None,
                     rules: own.map(|said| said.verdict).collect(),
+                    checks: self.checks,
                 }
             }
         }
@@ -100,6 +118,7 @@ impl Policy {
             reason,
             reason_for_peer,
             suggestion,
+            checks: Vec::new(),
         }
     }
 

@@ -189,6 +189,9 @@ pub struct Interface {
     pub blocked_by: Option<u64>,
     /// Queues that are held now.
     pub held: Vec<u32>,
+    /// Why nothing more is granted there, where its XDP program is attached otherwise than the policy in force wants it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub misfit: Option<String>,
     /// Packets of queues that nobody holds, passed to the host's stack since XDP was attached.
     pub passed: u64,
 }

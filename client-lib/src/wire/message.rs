@@ -7,11 +7,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 
-use super::acquire::Acquire;
 use super::lease::{Interface, Lease};
-use super::names::{BindMode, InterfaceName, QueueSet, SocketKind};
-use super::rings::RingSizes;
-use super::socket::{BusyPoll, Direction, ModeWish, UmemShape};
+use super::names::BindMode;
 
 /// What a client sends.
 #[derive(Debug, Serialize, Deserialize)]
@@ -107,109 +104,6 @@ pub struct Leases {
 pub struct Interfaces {
     /// The devices that the policy names and that exist.
     pub interfaces: Vec<Interface>,
-}
-
-/// `Explain`: what would be decided, without doing it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Explain {
-    /// As in [`Acquire`].
-    pub interface: InterfaceName,
-    /// As in [`Acquire`].
-    pub queues: QueueSet,
-    /// As in [`Acquire`]; `prepared` if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sockets: Option<SocketKind>,
-    /// As in [`Acquire`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub direction: Option<Direction>,
-    /// As in [`Acquire`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mode: Option<ModeWish>,
-    /// As in [`Acquire`].
-    #[serde(
-        default,
-        deserialize_with = "optional_object",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub umem: Option<UmemShape>,
-    /// As in [`Acquire`].
-    #[serde(
-        default,
-        deserialize_with = "optional_object",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub rings: Option<RingSizes>,
-    /// As in [`Acquire`].
-    #[serde(
-        default,
-        deserialize_with = "optional_object",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub busy_poll: Option<BusyPoll>,
-    /// For whom, on the control socket only; oneself if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uid: Option<u32>,
-    /// That user's groups, the primary one first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gids: Option<Vec<u32>>,
-}
-
-impl Explain {
-    /// The request that it asks about.
-    pub fn acquire(&self) -> Acquire {
-        Acquire {
-            interface: self.interface.clone(),
-            queues: self.queues.clone(),
-            sockets: self.sockets.unwrap_or(SocketKind::Prepared),
-            direction: self.direction,
-            mode: self.mode,
-            umem: self.umem,
-            rings: self.rings,
-            busy_poll: self.busy_poll,
-            label: None,
-        }
-    }
-}
-
-/// Reply to `Explain`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Explained {
-    /// Whether an `Acquire` would pass the policy now.
-    pub granted: bool,
-    /// The rule that decides; absent where none matches.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<String>,
-    /// Why, in a sentence.
-    pub reason: String,
-    /// What to write into the policy to allow it; on the control socket only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub suggestion: Option<String>,
-    /// What each rule said, in file order; on the broker socket only one's own allow rules.
-    pub rules: Vec<RuleVerdict>,
-}
-
-/// What one rule said to a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RuleVerdict {
-    /// The rule's name.
-    pub rule: String,
-    /// What became of it.
-    pub outcome: RuleOutcome,
-    /// Why, in a few words.
-    pub why: String,
-}
-
-super::names::words! {
-    /// What a rule had to do with a verdict.
-    RuleOutcome {
-        /// This one decided.
-        Decides = "decides",
-        /// It covers the request too, another came first.
-        Matches = "matches",
-        /// It does not cover the request.
-        Differs = "differs",
-    }
 }
 
 /// Reply to `GetStatus`, on the control socket.

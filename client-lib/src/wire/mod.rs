@@ -7,6 +7,7 @@
 mod acquire;
 mod error;
 mod event;
+mod explain;
 mod framing;
 mod holder;
 mod lease;
@@ -19,13 +20,13 @@ mod socket;
 pub use acquire::{Acquire, Acquired, Bind, BindReply, BoundSocket, GrantedSocket};
 pub use error::{BrokerError, ServiceError};
 pub use event::{Change, EndReason, LeaseEvent, Monitored, StillHeld};
+pub use explain::{Check, CheckOutcome, Explain, Explained, RuleOutcome, RuleVerdict};
 pub use framing::{FramingError, MAX_MESSAGE_BYTES, MessageBuffer, encode};
 pub use holder::{Holder, Transfer, Transferred};
 pub use lease::{Counters, Ended, Interface, Lease, LeaseQueue, LeaseState, Requester};
 pub use message::{
-    Activate, Activated, ActivatedSocket, AuditLog, Call, Explain, Explained, InterfaceDescription,
-    Interfaces, LeaseReference, Leases, Probe, Quota, Reply, Revoked, RuleOutcome, RuleVerdict, ServiceInfo,
-    Status, Used, object,
+    Activate, Activated, ActivatedSocket, AuditLog, Call, InterfaceDescription, Interfaces, LeaseReference,
+    Leases, Probe, Quota, Reply, Revoked, ServiceInfo, Status, Used, object,
 };
 pub use names::{
     BindMode, InterfaceName, NameError, QueueLock, QueueSet, SocketKind, Target, XdpMode, ZeroCopy, ranges,
