@@ -34,12 +34,14 @@ fn draw_both(
     area.fill(&WHITE)?;
     let (left, right) = area.split_horizontally(480);
     let instructions = |contestant, mode| figures.instructions(contestant, mode).map(|it| [it; 3]);
-    chart(&left, "user-space instructions per packet", instructions)?;
+    // Each legend where the bars are low.
+    let (at_left, at_right) = (SeriesLabelPosition::UpperLeft, SeriesLabelPosition::UpperRight);
+    chart(&left, "user-space instructions per packet", at_left, instructions)?;
     let rates = |contestant, mode| {
         let spread = figures.rate(contestant, mode)?;
         Some([spread.lowest, spread.median, spread.highest].map(|it| it * 1e-3))
     };
-    chart(&right, "thousands of packets per second", rates)?;
+    chart(&right, "thousands of packets per second", at_right, rates)?;
     area.present()?;
     Ok(())
 }
@@ -48,6 +50,7 @@ fn draw_both(
 fn chart(
     area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
     caption: &str,
+    legend: SeriesLabelPosition,
     value: impl Fn(Contestant, Mode) -> Option<[f64; 3]>,
 ) -> Result<(), Failure> {
     /// Of a group, of which the rest is the gap to the next one.
@@ -65,6 +68,8 @@ fn chart(
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .y_label_formatter(&|value| format!("{value:.0}"))
         .x_labels(0)
         .y_label_style(("sans-serif", 13))
         .draw()?;
@@ -97,7 +102,7 @@ fn chart(
     chart.draw_series(names)?;
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(legend)
         .label_font(("sans-serif", 13))
         .background_style(WHITE.mix(0.8))
         .draw()?;
