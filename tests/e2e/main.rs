@@ -56,6 +56,7 @@ mod lease_scene;
 mod lease_stress;
 mod lease_transfer;
 mod lock_lsm;
+mod lock_lsm_cost;
 mod lock_open_files;
 mod lock_placeholders;
 mod nic_queues;
