@@ -281,7 +281,7 @@ fn under_lsm_what_is_out_goes_on_over_a_crash_and_a_stop() {
     let rogues = rogue.lease();
     assert_eq!(state_of(&scene.broker, rogues), Some(LeaseState::HandedOver));
     drop(rogue);
-    wait_event(&scene.broker, "freed", rogues);
+    wait_until("its queue is free", || state_of(&scene.broker, rogues).is_none());
     // No ticket is left: an orderly stop takes the lock down.
     assert!(scene.broker.stop().unwrap().success());
     let pins = || {
