@@ -184,7 +184,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     let heritage = Heritage::find(&args.run_dir, Some(&pins), &loaded.policy, &owners, &stored)?;
     let lock_file = lock.try_clone().context("cannot dup the lock file")?;
     let journal = Journal::open(&args.run_dir, lock_file)?;
-    let locks = queue_lock_parts(&loaded.policy, &args.run_dir, &pins)?;
+    let locks = queue_lock_parts(&loaded.policy, &args.run_dir, &pins, &stored)?;
 
     // 5. The sockets, with their final modes, and the kernel's news of devices.
     let listeners = [
@@ -291,6 +291,7 @@ fn queue_lock_parts(
     policy: &Policy,
     run_dir: &Path,
     pins: &PinDirectory,
+    stored: &fd_store::Passed,
 ) -> anyhow::Result<queue_lock::Parts> {
     let scratch = Scratch::create()?.map_err(|failure| chain(&failure));
     let taints = Taints::read(run_dir)?;
@@ -301,6 +302,9 @@ fn queue_lock_parts(
         true => Lsm::load(directory()?).map_err(|reason| chain(&reason)),
         false => Err("the policy wanted no such lock when the broker was started: restart it".to_owned()),
     };
+    if let (Ok(lsm), true) = (&lsm, stored.is_empty()) {
+        lsm.end_all_others();
+    }
     Ok(queue_lock::Parts { scratch, taints, lsm })
 }
 

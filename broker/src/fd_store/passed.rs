@@ -71,6 +71,11 @@ impl Passed {
         }
     }
 
+    /// Whether nothing of ours was passed.
+    pub fn is_empty(&self) -> bool {
+        self.fds.is_empty()
+    }
+
     /// How many the manager keeps.
     pub(super) fn len(&self) -> usize {
         self.fds.len() + self.strange.len()

@@ -96,6 +96,12 @@ impl Lsm {
         })
     }
 
+    /// Ends the tickets of all other brokers: where nothing is at hand by which any could be resumed, before anybody can ask
+    /// for anything.
+    pub fn end_all_others(&self) {
+        self.end_others(std::iter::empty());
+    }
+
     /// Ends the tickets of all other brokers but these, of which as many may have sockets that are still unbound.
     pub(super) fn end_others<'l>(&self, resumed: impl Iterator<Item = &'l Leash>) {
         let resumed: Vec<Ticket> = resumed.map(|leash| leash.ticket).collect();
