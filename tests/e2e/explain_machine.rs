@@ -15,7 +15,9 @@ use crate::puppet::Puppet;
 fn both(broker: &BrokerProcess<'_>, uid: &Uid, target: &str, more: &[&str]) -> (Output, Output) {
     let user = uid.number().to_string();
     let explain = [&["explain", "--user", &user, target], more].concat();
-    let grant = [&["grant", target, "--as", &user], more, &["--", "true"]].concat();
+    // A program that only ends well, and that is wherever the suite is.
+    let program = ["--", "/run/bin/xsk-broker", "--version"];
+    let grant = [&["grant", target, "--as", &user], more, &program].concat();
     (broker.cli(&explain).unwrap(), broker.cli(&grant).unwrap())
 }
 
