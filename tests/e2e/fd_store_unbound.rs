@@ -61,6 +61,12 @@ impl<'w> Scene<'w> {
         self.tending.catch_up().unwrap();
     }
 
+    /// SIGTERM; what the broker has said by then is done as well, before it is started again.
+    fn stop(&mut self) {
+        assert!(self.broker.stop().unwrap().success());
+        self.tending.catch_up().unwrap();
+    }
+
     fn wait_kept(&self, wanted: &[&str]) {
         self.tending.wait(PATIENCE, |names| names == wanted).unwrap();
     }
@@ -114,7 +120,7 @@ fn placeholders_go_on_to_stand_and_what_is_out_can_be_activated() {
     next.hold_when_free("eth0:5");
     drop(next);
     scene.wait_kept(&[]);
-    assert!(scene.broker.stop().unwrap().success());
+    scene.stop();
     drop(scene);
     leaks.wait_none(&world, PATIENCE).unwrap();
 }
@@ -226,7 +232,7 @@ fn a_stop_in_order_retires_what_only_placeholders_confine() {
     let mut scene = Scene::new(&world, "placeholders", "64");
     let mut holder = scene.holder();
     let lease = holder.acquire("eth0:3").unwrap();
-    assert!(scene.broker.stop().unwrap().success());
+    scene.stop();
     scene.tending.catch_up().unwrap();
     scene.wait_kept(&[]);
     assert!(holder.bind(lease).is_err());
@@ -242,7 +248,7 @@ fn under_no_lock_a_stop_leaves_what_is_out() {
     let mut scene = Scene::new(&world, "none", "64");
     let mut holder = scene.holder();
     let lease = holder.acquire("eth0:3").unwrap();
-    assert!(scene.broker.stop().unwrap().success());
+    scene.stop();
     scene.broker.restart().unwrap();
     assert_eq!(state_of(&scene.broker, lease), Some(LeaseState::HandedOver));
     holder.bind(lease).unwrap();
@@ -262,7 +268,7 @@ fn under_lsm_what_is_out_goes_on_over_a_crash_and_a_stop() {
     for in_order in [false, true] {
         let lease = holder.acquire("eth0:3").unwrap();
         match in_order {
-            true => assert!(scene.broker.stop().unwrap().success()),
+            true => scene.stop(),
             false => scene.kill(),
         }
         scene.broker.restart().unwrap();
@@ -283,7 +289,7 @@ fn under_lsm_what_is_out_goes_on_over_a_crash_and_a_stop() {
     drop(rogue);
     wait_until("its queue is free", || state_of(&scene.broker, rogues).is_none());
     // No ticket is left: an orderly stop takes the lock down.
-    assert!(scene.broker.stop().unwrap().success());
+    scene.stop();
     let pins = || {
         let names = std::fs::read_dir("/run/bpf/xsk-broker").unwrap();
         names
