@@ -28,7 +28,7 @@ const LOCKS: [&str; 2] = ["none", "placeholders"];
 pub(crate) const ROGUES: u32 = 3;
 /// And this one, which few tests want.
 pub(crate) const SPARE: u32 = 6;
-/// And the victim.
+/// And the victim, who may have the rogue's as well when it is free.
 pub(crate) const VICTIMS: u32 = 4;
 
 /// A broker with a rogue, a victim, and two devices.
@@ -74,7 +74,7 @@ impl<'w> Scene<'w> {
         let kinds = [kind.as_str()];
         let policy = format!("[interface.\"*\"]\nqueue-lock = \"{lock}\"\nreserved = \"0\"\n")
             + &allow_kinds(rogue.number(), "3,6", &kinds, "activate-within-ms = 60000")
-            + &allow_kinds(victim.number(), "4", &["prepared"], "");
+            + &allow_kinds(victim.number(), "3-4", &["prepared"], "");
         let index = |name| world.netlink(Side::Host).link(name).unwrap().index;
         let broker = BrokerProcess::start(world, &policy).unwrap();
         // Now, since a rogue could not start it.
