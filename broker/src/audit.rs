@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use xsk_client::wire::{AuditLog, BrokerError};
 
+pub use backlog::RESERVE_BYTES;
 use backlog::{Backlog, Bounds};
 pub use line::{Event, Line};
 pub use writer::Writer;

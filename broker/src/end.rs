@@ -199,9 +199,11 @@ fn part_with(engine: &mut Engine, id: LeaseId, sockets: Vec<LeasedSocket>) {
     engine.locks.part_with(lease.device().index, sockets);
 }
 
-/// Whether a socket that its holder bound and never reported was bound to another queue than its own.
+/// Whether a socket that its holder bound and never reported was bound to another queue than its own. Of one that another
+/// broker has handed out, and that none of our fds leads to, nobody knows whether it is bound at all.
 fn is_rogue(probe: &mut QueueProbe, index: u32, bound: &[LeasedSocket]) -> bool {
-    bound.iter().any(|leased| {
+    let mut known = bound.iter().filter(|leased| leased.socket.is_some());
+    known.any(|leased| {
         let in_use = probe.queue_use_untouched(index, leased.queue);
         matches!(in_use, Ok(Some(QueueUse::Free)))
     })

@@ -7,7 +7,7 @@ use e2e::broker::BrokerProcess;
 use e2e::leaks::Leaks;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
-use serde_json::json;
+use serde_json::{Value, json};
 use xsk_client::wire::{Direction, Interface, Lease, LeaseState, SocketKind};
 
 use crate::lease_scene::{
@@ -189,6 +189,9 @@ fn what_was_not_activated_ends_and_can_be_had_anew() {
     for lease in [not_bound, not_activated] {
         assert_eq!(wait_event(&broker, "ended", lease)["reason"], "restarted");
     }
+    // Of whom nothing is known, nothing is said.
+    let accused = |line: &Value| line["event"] == "rogue-bind";
+    assert!(!broker.audit().unwrap().iter().any(accused));
     assert_eq!(handed_over.activate(not_bound).unwrap_err().kind, "NoSuchLease");
     assert_eq!(bound.activate(not_activated).unwrap_err().kind, "NoSuchLease");
     traffic.expect_at_stack(2, 0..10);

@@ -12,6 +12,9 @@ use std::time::Instant;
 use super::line::{Event, Line};
 use super::sums::{Sum, Sums};
 
+/// From here on nothing new is granted: see [`Bounds::reserve`].
+pub const RESERVE_BYTES: usize = 4 << 20;
+
 /// How much may wait, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
@@ -25,7 +28,7 @@ impl Bounds {
     /// Some 1,500 lines and some 12,000.
     pub(super) const USUAL: Self = Self {
         refusals: 512 << 10,
-        reserve: 4 << 20,
+        reserve: RESERVE_BYTES,
     };
 }
 

@@ -6,6 +6,7 @@ use xsk_client::wire::{Interface, Interfaces, Quota, Status, ranges};
 use super::exit::Exit;
 use super::output::{self, Sockets, duration};
 use super::table::{Column, layout};
+use crate::audit::RESERVE_BYTES;
 
 /// Show the daemon, what it found in the kernel, and its devices. For root.
 ///
@@ -82,8 +83,13 @@ fn audit_log(status: &Status) -> String {
         text += &format!("audit log: cannot be written, and goes on trying: {trouble}\n");
     }
     if log.waiting_lines > 0 {
+        let limit = RESERVE_BYTES;
+        let what = match usize::try_from(log.waiting_bytes) {
+            Ok(bytes) if bytes < limit => format!("from {limit} bytes on nothing new is granted"),
+            _ => "nothing new is granted until some are taken".to_owned(),
+        };
         text += &format!(
-            "audit log: lines that nobody has taken yet: {} ({} bytes); far too many, and nothing more is granted\n",
+            "audit log: lines that nobody has taken yet: {} ({} bytes); {what}\n",
             log.waiting_lines, log.waiting_bytes
         );
     }

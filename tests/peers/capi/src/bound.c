@@ -89,7 +89,7 @@ int bound_main(int argc, char **argv)
 	struct xsk_client *client;
 	struct xsk_grant *grant;
 	unsigned long left, i;
-	__u32 from, to;
+	__u32 from, to = 0;
 	char *memory;
 	int fd;
 
