@@ -4,6 +4,7 @@
 //! **Invariant**: nothing here changes anything. What is not understood is refused by name and left where it is; of a lease
 //! that is refused no slot stays filled.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
@@ -175,8 +176,9 @@ impl Heritage {
                 Err(bad) => self.refused.push(bad),
             }
         }
-        // In the order in which they were granted, whatever the names sort by.
-        records.sort_by_key(|(_, record)| record.lease);
+        // The last one that was granted a queue has it: what was granted before was not known to be there any more, and its
+        // record is back by somebody's hand.
+        records.sort_by_key(|(_, record)| Reverse(record.lease));
         for (file, record) in records {
             let fate = if record.boot != boot {
                 Fate::Gone {
@@ -217,6 +219,8 @@ impl Heritage {
             };
             self.leases.push((record, fate));
         }
+        // In the order in which they were granted, whatever the names sort by.
+        self.leases.sort_by_key(|(record, _)| record.lease);
         self.end_beside_unheld(by.1);
         Ok(())
     }

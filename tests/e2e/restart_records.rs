@@ -162,6 +162,34 @@ fn what_is_damaged_is_refused_with_its_line_and_the_rest_goes_on() {
     assert!(anew > open, "{anew}");
 }
 
+/// A record that was refused and is repaired later does not take a queue from who was granted it meanwhile.
+#[test]
+fn who_was_granted_a_queue_last_keeps_it() {
+    let world = World::new().unwrap();
+    let alice = Uid::take().unwrap();
+    let mut broker = BrokerProcess::start(&world, &policy(&[(alice.number(), "1-7")])).unwrap();
+    let traffic = Traffic::new(&world);
+    let mut first = Puppet::start(&world, Side::Host, &alice.user());
+    let old = first.hold("eth0:3");
+    let set_mode = |mode| fs::set_permissions(record(&world, old), PermissionsExt::from_mode(mode)).unwrap();
+    broker.kill().unwrap();
+    set_mode(0o666);
+    broker.restart().unwrap();
+    drop(first);
+    let mut second = Puppet::start(&world, Side::Host, &alice.user());
+    let new = second.hold("eth0:3");
+    broker.kill().unwrap();
+    set_mode(0o600);
+    broker.restart().unwrap();
+    let listed: Vec<u64> = leases(&broker).iter().map(|lease| lease.lease).collect();
+    assert_eq!(listed, [new]);
+    traffic.send_all(3, 0..100);
+    assert_eq!(second.receive(new, 3, 100, IDLE), Seen::only(3, 100));
+    let why = format!("lease-{old}.json: queue 3 of eth0 is lease {new}'s, too");
+    let told = |line: &str| line.contains(&why).then_some(());
+    broker.process().wait_stderr(PATIENCE, told).unwrap();
+}
+
 #[test]
 fn purge_takes_down_everything_of_the_brokers() {
     let world = World::builder().peers(2).build().unwrap();
