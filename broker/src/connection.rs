@@ -97,10 +97,10 @@ impl Connection {
         let (uid, pid) = (self.peer.subject().uid, self.peer.process().pid());
         match self.serve_requests().await {
             Ok(()) => tracing::debug!(uid, pid, "client hung up"),
-            // Quoted and cut: parts of it may be the client's words.
+            // Quoted and cut: parts of it may be the client's words. Not for an ordinary log, which anybody could fill.
             Err(closed) => {
                 let why: String = closed.to_string().chars().take(200).collect();
-                tracing::info!(uid, pid, ?why, "connection closed");
+                tracing::debug!(uid, pid, ?why, "connection closed");
             }
         }
         // For as long the connection counts, too.

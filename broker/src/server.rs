@@ -215,7 +215,7 @@ fn welcome(stream: UnixStream, scope: Scope, engine: &EngineHandle, accounts: &A
     let peer = match Peer::from_connection(stream.as_fd()) {
         Ok(peer) => Arc::new(peer),
         Err(error) => {
-            tracing::info!("connection closed: {}", chain(&error));
+            tracing::debug!("connection closed: {}", chain(&error));
             return;
         }
     };

@@ -65,6 +65,34 @@ fn a_client_that_never_pauses_keeps_nobody_from_being_served() {
     scene.finish();
 }
 
+/// The ordinary log is written by whoever has something to say, the engine too, and whoever reads it may be slow: a uid
+/// without any rule once wrote 10,000 lines a second there.
+#[test]
+fn whatever_a_stranger_sends_the_ordinary_log_stays_as_it_is() {
+    let world = World::new().unwrap();
+    let scene = Scene::new(&world);
+    let stranger = Uid::take().unwrap();
+    let before = scene.broker.process().stderr();
+    for junk in [
+        &b"x\0"[..],
+        b"\0",
+        b"{}\0",
+        b"{\"method\":7}\0",
+        b"{\"method\":\"a.b\"}\0",
+        b"half",
+    ] {
+        for _ in 0..20 {
+            let client = scene.client_of(&stranger);
+            let mut stream = client.stream();
+            stream.write_all(junk).unwrap();
+        }
+    }
+    // All of them were heard before this one is.
+    assert!(crate::scene::is_served(&mut scene.client()));
+    assert_eq!(scene.broker.process().stderr(), before);
+    scene.finish();
+}
+
 /// The kernel takes alternative names where it takes names; the policy speaks of names.
 #[test]
 fn an_alternative_name_opens_no_way_around_the_policy() {
