@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::line::{Event, Line};
 use super::sums::{Sum, Sums};
 
-/// From here on nothing new is granted: see [`Bounds::reserve`].
+/// From here on nothing new is granted: what could not be written down is held by nobody.
 pub const RESERVE_BYTES: usize = 4 << 20;
 
 /// How much may wait, in bytes.
