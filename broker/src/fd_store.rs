@@ -71,7 +71,7 @@ impl FdStore {
     pub fn new(passed: Passed) -> Self {
         let most = std::env::var("FDSTORE").ok().and_then(|most| most.parse().ok());
         let most: usize = most.unwrap_or(0);
-        let manager = (most > 0 || !passed.is_empty())
+        let manager = (most > 0 || passed.len() > 0)
             .then(|| Manager::start(most.saturating_sub(passed.len())))
             .flatten();
         Self {

@@ -302,7 +302,7 @@ fn queue_lock_parts(
         true => Lsm::load(directory()?).map_err(|reason| chain(&reason)),
         false => Err("the policy wanted no such lock when the broker was started: restart it".to_owned()),
     };
-    if let (Ok(lsm), true) = (&lsm, stored.is_empty()) {
+    if let (Ok(lsm), true) = (&lsm, stored.has_nothing_of_ours()) {
         lsm.end_all_others();
     }
     Ok(queue_lock::Parts { scratch, taints, lsm })

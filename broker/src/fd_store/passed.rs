@@ -71,8 +71,8 @@ impl Passed {
         }
     }
 
-    /// Whether nothing of ours was passed.
-    pub fn is_empty(&self) -> bool {
+    /// Whether nothing of ours was passed; what is none of ours may have been.
+    pub fn has_nothing_of_ours(&self) -> bool {
         self.fds.is_empty()
     }
 
