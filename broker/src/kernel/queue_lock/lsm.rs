@@ -97,23 +97,33 @@ impl Lsm {
     }
 
     /// Ends the tickets of all other brokers: where nothing is at hand by which any could be resumed, before anybody can ask
-    /// for anything.
+    /// for anything. How many there are is told once leases were taken over.
     pub fn end_all_others(&self) {
-        self.end_others(std::iter::empty());
+        self.end_all_but(&[]);
     }
 
     /// Ends the tickets of all other brokers but these, of which as many may have sockets that are still unbound.
     pub(super) fn end_others<'l>(&self, resumed: impl Iterator<Item = &'l Leash>) {
         let resumed: Vec<Ticket> = resumed.map(|leash| leash.ticket).collect();
-        match self.0.end_all_but(&resumed) {
-            Ok(0) => {}
-            Ok(left) => tracing::warn!(
+        let left = self.end_all_but(&resumed);
+        if left > 0 {
+            tracing::warn!(
                 "sockets of {left} leases of brokers before this one may still be unbound: they can be bound to nothing"
-            ),
-            Err(error) => tracing::error!(
-                error = chain(&error),
-                "cannot end what a broker before has handed out"
-            ),
+            );
+        }
+    }
+
+    /// How many were not resumed.
+    fn end_all_but(&self, resumed: &[Ticket]) -> usize {
+        match self.0.end_all_but(resumed) {
+            Ok(left) => left,
+            Err(error) => {
+                tracing::error!(
+                    error = chain(&error),
+                    "cannot end what a broker before has handed out"
+                );
+                0
+            }
         }
     }
 
