@@ -85,18 +85,4 @@ impl Device {
             Err(error) => Err(Failure::kernel("RTM_GETLINK", &self.name, error)),
         }
     }
-
-    /// Why taking packets from this device may cut the host off, if it may.
-    ///
-    /// # Errors
-    ///
-    /// As rtnetlink says.
-    pub fn uplink_role(&self, link: &Link) -> Result<Option<&'static str>, Failure> {
-        if link.controller.is_some() {
-            return Ok(Some("is a port of a bridge, bond or other controller"));
-        }
-        let default = netlink::carries_default_route(self.index)
-            .map_err(|source| Failure::kernel("RTM_GETROUTE", &self.name, source))?;
-        Ok(default.then_some("carries a default route"))
-    }
 }

@@ -29,7 +29,7 @@ use crate::kernel::redirect::Redirect;
 use crate::kernel::ring_probe;
 use crate::lease::Leases;
 use crate::links::{self, Links};
-use crate::misfit::Misfits;
+use crate::misfit::{self, Misfits};
 use crate::monitor::Monitors;
 use crate::policy::Policy;
 use crate::reload::PolicySource;
@@ -305,12 +305,15 @@ fn run(parts: Parts, inbox: &Inbox, tell: oneshot::Sender<Vec<Adopted>>) {
             .next()
             .into_iter()
             .chain(engine.locks.due())
+            .chain(engine.misfits.due())
             .min();
         match inbox.next(due) {
             Ok(Some(job)) => job(&mut engine),
             Ok(None) => return,
             Err(TimeIsUp) => {}
         }
-        end::settle(&mut engine, Instant::now());
+        let now = Instant::now();
+        end::settle(&mut engine, now);
+        misfit::settle(&mut engine, now);
     }
 }

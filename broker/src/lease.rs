@@ -31,9 +31,9 @@ use crate::kernel::queue_lock::{Confinement, Retirement};
 use crate::kernel::redirect::Redirect;
 use crate::kernel::umem::Umem;
 use crate::limit::{self, LimitReached};
+use crate::objection::Objection;
 use crate::policy::Terms;
 use crate::quota::Resource;
-use crate::reload::Objection;
 
 use hold::{Hold, Holds};
 

@@ -30,6 +30,7 @@ pub mod misfit;
 pub mod monitor;
 pub mod notify;
 pub mod numbers;
+pub mod objection;
 mod outgoing;
 pub mod policy;
 pub mod privileges;

@@ -3,7 +3,8 @@
 //! | what happens to the device | what becomes of its leases |
 //! | --- | --- |
 //! | set down, set up again | they go on; nothing is received or sent while it is down |
-//! | renamed | they go on under its new name; what is asked for later is decided by that name |
+//! | renamed | they go on under its new name, and are weighed by what the policy says of it; what is asked for later is decided by that name |
+//! | a default route leaves by it, it becomes a port of a bridge | they go on; without `uplink = true` the policy would not give them now |
 //! | another MTU | they go on; a packet that is longer than a chunk of the umem is dropped and counted |
 //! | fewer queues | those whose queue is gone end; the kernel allows it only where their sockets are not bound |
 //! | more queues | they can be had from the next request on |
@@ -22,6 +23,7 @@ use crate::engine::Engine;
 use crate::error::chain;
 use crate::kernel::link_events::{LinkEvent, LinkNow};
 use crate::kernel::netlink;
+use crate::{misfit, objection};
 
 /// What the kernel has last said of each device, by its index.
 #[derive(Debug, Default)]
@@ -43,7 +45,13 @@ pub fn heed(engine: &mut Engine, event: LinkEvent) {
             end::device_gone(engine, index);
         }
         LinkEvent::Queues(index) => count_queues(engine, index),
-        LinkEvent::Lost => look_at_all(engine),
+        LinkEvent::Routes => misfit::look_soon(engine),
+        LinkEvent::Address(index) if engine.redirects.contains_key(&index) => misfit::look_soon(engine),
+        LinkEvent::Address(_) => {}
+        LinkEvent::Lost => {
+            look_at_all(engine);
+            misfit::look_soon(engine);
+        }
     }
 }
 
@@ -74,36 +82,55 @@ fn changed(engine: &mut Engine, index: u32, now: &LinkNow) {
     if before == *now {
         return;
     }
+    let is_shown = before.clone().as_port_of(now.controller) != *now;
     for id in engine.leases.ids(|lease| lease.device().index == index) {
         if let Some(lease) = engine.leases.get_mut(id) {
             lease.device_is_now(now.clone());
-            engine.monitors.publish(lease, Change::Device);
+            if is_shown {
+                engine.monitors.publish(lease, Change::Device);
+            }
         }
     }
-    if let Some(redirect) = engine.redirects.get(&index) {
-        let mut what = Vec::new();
-        if before.name != now.name {
-            what.push(format!("renamed from {}", before.name));
-        }
-        if before.up != now.up {
-            what.push(if now.up { "up" } else { "down" }.to_owned());
-        }
-        if before.carrier != now.carrier && now.up {
-            what.push(
-                if now.carrier {
-                    "has a carrier"
-                } else {
-                    "no carrier"
-                }
-                .to_owned(),
-            );
-        }
-        if before.mtu != now.mtu {
-            what.push(format!("MTU {}, was {}", now.mtu, before.mtu));
-        }
+    let Some(redirect) = engine.redirects.get(&index) else {
+        return;
+    };
+    if is_shown {
         let line = Line::new(Event::DeviceChanged).device(&now.name, redirect.mode());
-        engine.audit.write(&line.message(&what.join(", ")));
+        engine.audit.write(&line.message(&differences(&before, now)));
     }
+    if before.name != now.name {
+        // The policy speaks of names.
+        engine.uplinks.forget(index);
+        misfit::look_again(engine);
+        objection::weigh_on(engine, index);
+    }
+    if (before.up, before.controller) != (now.up, now.controller) {
+        // With a device that is set down go its routes, of which the kernel says nothing.
+        misfit::look_soon(engine);
+    }
+}
+
+/// What of a device has changed, in words.
+fn differences(before: &LinkNow, now: &LinkNow) -> String {
+    let mut what = Vec::new();
+    if before.name != now.name {
+        what.push(format!("renamed from {}", before.name));
+    }
+    if before.up != now.up {
+        what.push(if now.up { "up" } else { "down" }.to_owned());
+    }
+    if before.carrier != now.carrier && now.up {
+        let carrier = if now.carrier {
+            "has a carrier"
+        } else {
+            "no carrier"
+        };
+        what.push(carrier.to_owned());
+    }
+    if before.mtu != now.mtu {
+        what.push(format!("MTU {}, was {}", now.mtu, before.mtu));
+    }
+    what.join(", ")
 }
 
 /// Ends leases whose queue the device has no more.

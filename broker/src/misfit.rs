@@ -1,26 +1,41 @@
-//! Devices whose XDP program is attached otherwise than the policy in force wants it, which another one wanted.
+//! Devices whose XDP program is attached otherwise than the policy in force wants it: another one wanted it so, or the
+//! device has changed, by its name, a default route, a bridge.
 //!
 //! **Invariants**: nothing more is granted on such a device; and its program is detached as soon as no lease uses it, so
-//! that the next grant, if there is to be one, attaches it as the policy wants.
+//! that the next grant, if there is to be one, attaches it as the policy wants. What is told of it is as the kernel's last
+//! news have it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
 
 use xsk_client::wire::{BrokerError, InterfaceName, XdpMode};
 
 use crate::audit::{Event, Line};
 use crate::device::Device;
 use crate::engine::Engine;
-use crate::error::{Failure, chain};
+use crate::error::chain;
+use crate::objection;
 use crate::policy::{Policy, XdpSetting};
+use crate::uplink::Uplinks;
 
-/// Why, for each such device, by its index.
+/// Such devices.
 #[derive(Debug, Default)]
-pub struct Misfits(HashMap<u32, String>);
+pub struct Misfits {
+    /// Why, by their index.
+    why: HashMap<u32, String>,
+    /// When they are to be looked at, after news.
+    due: Option<Instant>,
+}
 
 impl Misfits {
     /// Why the program of a device does not fit, if it does not.
     pub fn get(&self, index: u32) -> Option<&str> {
-        self.0.get(&index).map(String::as_str)
+        self.why.get(&index).map(String::as_str)
+    }
+
+    /// When to [`settle`].
+    pub fn due(&self) -> Option<Instant> {
+        self.due
     }
 
     /// Refuses to grant anything more on a device whose program does not fit.
@@ -43,16 +58,69 @@ impl Misfits {
 
 /// Holds every device that has a program of ours against the policy.
 pub fn look(engine: &mut Engine) {
-    let mut misfits = HashMap::new();
+    let mut misfits = Misfits::default();
     for (index, redirect) in &engine.redirects {
         let Some(now) = engine.links.get(*index) else {
             continue;
         };
-        if let Some(why) = misfit(&engine.policy, &now.name, redirect.mode()) {
-            misfits.insert(*index, why);
+        if let Some(why) = why(
+            &engine.policy,
+            &mut engine.uplinks,
+            &now.name,
+            *index,
+            redirect.mode(),
+        ) {
+            misfits.why.insert(*index, why);
         }
     }
-    engine.misfits = Misfits(misfits);
+    engine.misfits = misfits;
+}
+
+/// Has them looked at soon: the kernel has news of what a device is to the host. One look is for all that come together.
+pub fn look_soon(engine: &mut Engine) {
+    const TOGETHER: Duration = Duration::from_millis(100);
+
+    engine.uplinks.forget_all();
+    if !engine.redirects.is_empty() {
+        let soon = Instant::now() + TOGETHER;
+        engine.misfits.due = engine.misfits.due.or(Some(soon));
+    }
+}
+
+/// Does what is due.
+pub fn settle(engine: &mut Engine, now: Instant) {
+    if engine.misfits.due.is_some_and(|due| due <= now) {
+        look_again(engine);
+    }
+}
+
+/// Looks at what may have changed since the last look, and does and says what comes of it.
+pub fn look_again(engine: &mut Engine) {
+    let before = std::mem::take(&mut engine.misfits.why);
+    look(engine);
+    let either = before.keys().chain(engine.misfits.why.keys());
+    let changed: BTreeSet<u32> = either
+        .copied()
+        .filter(|index| before.get(index).map(String::as_str) != engine.misfits.get(*index))
+        .collect();
+    for index in changed {
+        tell(engine, index);
+        detach_unused(engine, index);
+        objection::weigh_on(engine, index);
+    }
+}
+
+fn tell(engine: &Engine, index: u32) {
+    let (Some(now), Some(redirect)) = (engine.links.get(index), engine.redirects.get(&index)) else {
+        return;
+    };
+    let message = match engine.misfits.get(index) {
+        Some(why) => format!("{why}: nothing more is granted there"),
+        None => "as the policy wants it again".to_owned(),
+    };
+    tracing::warn!("{}: {message}", now.name);
+    let line = Line::new(Event::DeviceChanged).device(&now.name, redirect.mode());
+    engine.audit.write(&line.message(&message));
 }
 
 /// Detaches the program of a device that it does not fit, if no lease uses it. Tells whether it did.
@@ -61,7 +129,7 @@ pub fn detach_unused(engine: &mut Engine, index: u32) -> bool {
     if engine.misfits.get(index).is_none() || is_used() {
         return false;
     }
-    engine.misfits.0.remove(&index);
+    engine.misfits.why.remove(&index);
     let (redirect, now) = (engine.redirects.remove(&index), engine.links.get(index));
     if let (Some(redirect), Some(now)) = (redirect, now) {
         let line = Line::new(Event::Detached).device(&now.name, redirect.mode());
@@ -72,6 +140,24 @@ pub fn detach_unused(engine: &mut Engine, index: u32) -> bool {
 
 /// Why a program that runs so on a device does not fit the policy, if it does not.
 pub fn misfit(policy: &Policy, name: &InterfaceName, mode: XdpMode) -> Option<String> {
+    // One that is gone carries nothing.
+    let index = match Device::look_up(name) {
+        Ok(device) => device.map_or(0, |device| device.index),
+        Err(failure) => {
+            tracing::warn!(error = chain(&failure), "cannot look {name} up");
+            0
+        }
+    };
+    why(policy, &mut Uplinks::default(), name, index, mode)
+}
+
+fn why(
+    policy: &Policy,
+    uplinks: &mut Uplinks,
+    name: &InterfaceName,
+    index: u32,
+    mode: XdpMode,
+) -> Option<String> {
     let Some(settings) = policy.interface(name) else {
         return Some(format!("no section [interface.{name}] names it"));
     };
@@ -89,21 +175,11 @@ pub fn misfit(policy: &Policy, name: &InterfaceName, mode: XdpMode) -> Option<St
     if settings.uplink {
         return None;
     }
-    match uplink_role(name) {
+    match uplinks.role(name, index) {
         Ok(role) => role.map(|role| format!("it {role}, and the policy does not say `uplink = true`")),
         Err(failure) => {
             tracing::warn!(error = chain(&failure), "cannot see whether {name} is an uplink");
             None
         }
-    }
-}
-
-fn uplink_role(name: &InterfaceName) -> Result<Option<&'static str>, Failure> {
-    let Some(device) = Device::look_up(name)? else {
-        return Ok(None);
-    };
-    match device.link()? {
-        Some(link) => device.uplink_role(&link),
-        None => Ok(None),
     }
 }

@@ -18,8 +18,7 @@ use std::thread;
 use rustix::process::{Resource as Limit, getrlimit};
 use tokio::sync::{Mutex, oneshot};
 use xsk_client::wire::{
-    BrokerError, Change, InterfaceNote, LeaseState, MistakeSeverity, NotAllowed, PolicyMistake, QueueLock,
-    Reloaded, Requester, SocketKind,
+    BrokerError, InterfaceNote, LeaseState, MistakeSeverity, NotAllowed, PolicyMistake, Reloaded, Requester,
 };
 
 use crate::audit::{Event, Line};
@@ -27,10 +26,10 @@ use crate::end::{self, Reason};
 use crate::engine::{Engine, EngineHandle, Turn};
 use crate::error::{Error, Failure, chain};
 use crate::identity::Peer;
-use crate::kernel::queue_lock::QueueLocks;
 use crate::lease::{Lease, LeaseId};
-use crate::misfit::{self, Misfits};
+use crate::misfit;
 use crate::notify;
+use crate::objection;
 use crate::policy::{Diagnostic, InterfaceSettings, Loaded, Origin, Policy, PolicyError, Severity};
 use crate::revoke;
 
@@ -58,15 +57,6 @@ pub enum Unwanted {
     Kept,
     /// They end.
     Ended,
-}
-
-/// Why the policy in force would not give a lease, in the words for each of its readers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Objection {
-    /// All of it.
-    pub for_operator: String,
-    /// What concerns one's own rules.
-    pub for_peer: String,
 }
 
 /// Reads the policy anew and puts it into force.
@@ -174,13 +164,19 @@ fn put_in_force(
     let limits = engine.policy.limits().within_open_files(open_files);
     engine.leases.accounts().set_limits(limits);
     misfit::look(engine);
+    // One that is ended for it tells so by its end.
+    let ends = |lease: &Lease| unwanted == Unwanted::Ended && lease.is_live() && lease.objection.is_some();
+    objection::weigh_all(engine, ends);
     let ended_before = match unwanted {
         Unwanted::Kept => Vec::new(),
         Unwanted::Ended => goes_on(engine),
     };
     let mut not_allowed = Vec::new();
-    for id in engine.leases.ids(Lease::is_live) {
-        not_allowed.extend(weigh(engine, id, unwanted));
+    for id in engine
+        .leases
+        .ids(|lease| lease.is_live() && lease.objection.is_some())
+    {
+        not_allowed.extend(unwanted_one(engine, id, unwanted));
     }
     let (rules, files) = (engine.policy.rule_count(), loaded.files.len());
     let message = format!(
@@ -204,21 +200,33 @@ fn put_in_force(
     (reloaded, ending)
 }
 
-/// What goes on of leases that a reload has ended before: who asks again is to hear it again.
+/// A live lease that the policy would not give: kept, or ended.
+fn unwanted_one(engine: &mut Engine, id: LeaseId, unwanted: Unwanted) -> Option<NotAllowed> {
+    let told = told(engine.leases.get_mut(id)?)?;
+    if unwanted == Unwanted::Kept {
+        return Some(told);
+    }
+    let stopped = end::take_back(engine, id, Reason::NotAllowed);
+    Some(NotAllowed {
+        ended: true,
+        rx_stopped: stopped.rx_stopped,
+        tx_may_continue: stopped.tx_may_continue,
+        ..told
+    })
+}
+
+/// What goes on of leases that a reload has ended before, and that this policy would not give either: who asks again is to
+/// hear it again.
 fn goes_on(engine: &Engine) -> Vec<NotAllowed> {
     let by_reload =
         |lease: &&Lease| matches!(lease.ended, Some((Reason::NotAllowed, _))) && lease.tx_may_continue();
-    let told = |lease: &Lease| {
-        let objection = lease.objection.as_ref();
-        let reason = objection.map_or_else(String::new, |objection| objection.for_operator.clone());
-        told(lease, reason)
-    };
-    engine.leases.iter().filter(by_reload).map(told).collect()
+    engine.leases.iter().filter(by_reload).filter_map(told).collect()
 }
 
-fn told(lease: &Lease, reason: String) -> NotAllowed {
+/// What an operator is told of a lease that the policy in force would not give; nothing of others.
+fn told(lease: &Lease) -> Option<NotAllowed> {
     let subject = &lease.requester().subject;
-    NotAllowed {
+    Some(NotAllowed {
         lease: lease.id().0,
         interface: lease.device().name.clone(),
         queues: lease.terms().queues().iter().collect(),
@@ -227,11 +235,11 @@ fn told(lease: &Lease, reason: String) -> NotAllowed {
             gid: subject.gid,
         },
         rule: lease.terms().rule().to_owned(),
-        reason,
+        reason: lease.objection.as_ref()?.for_operator.clone(),
         ended: !lease.is_live(),
         rx_stopped: lease.rx_stopped(),
         tx_may_continue: lease.tx_may_continue(),
-    }
+    })
 }
 
 fn refuse(engine: &mut Engine, error: &PolicyError, by: Option<&Peer>) -> BrokerError {
@@ -289,69 +297,7 @@ fn mistake(found: &Diagnostic) -> PolicyMistake {
 /// Weighs what was taken over from another broker, which may have granted it by another policy.
 pub fn weigh_all(engine: &mut Engine) {
     misfit::look(engine);
-    for id in engine.leases.ids(Lease::is_live) {
-        weigh(engine, id, Unwanted::Kept);
-    }
-}
-
-/// Weighs a live lease by the policy in force; ends it where it is not wanted any more.
-fn weigh(engine: &mut Engine, id: LeaseId, unwanted: Unwanted) -> Option<NotAllowed> {
-    let lease = engine.leases.get_mut(id)?;
-    let objection = objection(&engine.policy, &engine.locks, &engine.misfits, lease);
-    let before = std::mem::replace(&mut lease.objection, objection);
-    // One that ends tells why by its end.
-    if before != lease.objection && unwanted == Unwanted::Kept {
-        engine.monitors.publish(lease, Change::Policy);
-    }
-    let reason = lease.objection.as_ref()?.for_operator.clone();
-    let mut told = told(lease, reason);
-    if unwanted == Unwanted::Ended {
-        told.ended = true;
-        let stopped = end::take_back(engine, id, Reason::NotAllowed);
-        (told.rx_stopped, told.tx_may_continue) = (stopped.rx_stopped, stopped.tx_may_continue);
-    }
-    Some(told)
-}
-
-/// Why the policy would not give a lease, if it would not.
-fn objection(policy: &Policy, locks: &QueueLocks, misfits: &Misfits, lease: &Lease) -> Option<Objection> {
-    let name = &lease.device().name;
-    let given = match policy.still_gives(&lease.requester().subject, lease.terms(), name) {
-        Ok(given) => given,
-        Err(refusal) => {
-            return Some(Objection {
-                for_operator: refusal.reason_for_operator(),
-                for_peer: refusal.message_for_peer(),
-            });
-        }
-    };
-    let of_own_rule = |text: String| Objection {
-        for_operator: text.clone(),
-        for_peer: text,
-    };
-    if let Some(why) = misfits.get(lease.device().index) {
-        return Some(of_own_rule(format!("{name}: {why}")));
-    }
-    let wrong_mode = lease.sockets.iter().find_map(|leased| {
-        let mode = leased.mode.filter(|mode| !given.zero_copy.admits(*mode))?;
-        Some((leased.queue, mode))
-    });
-    if let Some((queue, mode)) = wrong_mode {
-        return Some(of_own_rule(format!(
-            "rule {} has `zero-copy = \"{}\"`, and queue {queue} is bound in {mode} mode",
-            given.rule, given.zero_copy
-        )));
-    }
-    let is_out_unbound =
-        lease.state == LeaseState::HandedOver && lease.terms().sockets() != SocketKind::Bound;
-    let is_locked = lease.queue_lock() != QueueLock::None
-        || matches!(locks.in_force(given.settings.queue_lock), Ok(QueueLock::None));
-    (is_out_unbound && !is_locked).then(|| {
-        of_own_rule(format!(
-            "its sockets have left unbound under queue-lock none, and {name} has `queue-lock = \"{}\"` now",
-            given.settings.queue_lock.as_str()
-        ))
-    })
+    objection::weigh_all(engine, |_| false);
 }
 
 /// What the new policy means for devices in use. Programs that do not fit and that nobody uses are detached.

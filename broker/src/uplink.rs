@@ -1,27 +1,47 @@
 //! Devices by which the host itself is connected: XDP there may cut it off, so that the policy has to name them
-//! (`uplink = true`). A device can become one at any time, by a route or a bridge, so each grant asks.
+//! (`uplink = true`). A device can become one at any time, by a route or a bridge, so each grant asks; and the kernel's news
+//! of it have devices in use looked at (`misfit.rs`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use xsk_client::wire::{BrokerError, InterfaceName};
 
 use crate::device::Device;
 use crate::error::{Error, Failure};
+use crate::kernel::netlink;
 use crate::policy::InterfaceSettings;
 
 /// How old an answer may be. To find the default routes all routes are told, which a host may have very many of: grants
 /// that follow each other ask once.
 const KEPT_FOR: Duration = Duration::from_secs(1);
 
-/// What was last seen of each device, by its index.
+/// What was last seen of devices.
 #[derive(Debug, Default)]
-pub struct Uplinks(HashMap<u32, Seen>);
+pub struct Uplinks {
+    /// Whether a device is somebody's port, by its index.
+    ports: HashMap<u32, Seen<bool>>,
+    /// Which devices default routes leave by.
+    routes: Option<Seen<HashSet<u32>>>,
+}
 
 #[derive(Debug)]
-struct Seen {
+struct Seen<T> {
     at: Instant,
-    role: Option<&'static str>,
+    what: T,
+}
+
+impl<T> Seen<T> {
+    fn now(what: T) -> Self {
+        Self {
+            at: Instant::now(),
+            what,
+        }
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < KEPT_FOR
+    }
 }
 
 impl Uplinks {
@@ -34,7 +54,7 @@ impl Uplinks {
         if settings.uplink {
             return Ok(());
         }
-        match self.role(device)? {
+        match self.role(&device.name, device.index)? {
             Some(role) => Err(refusal(&device.name, role).into()),
             None => Ok(()),
         }
@@ -42,23 +62,51 @@ impl Uplinks {
 
     /// Forgets a device that is gone: its index may be another's one day.
     pub fn forget(&mut self, index: u32) {
-        self.0.remove(&index);
+        self.ports.remove(&index);
+        self.routes = None;
     }
 
-    fn role(&mut self, device: &Device) -> Result<Option<&'static str>, Failure> {
-        let now = Instant::now();
-        if let Some(seen) = self.0.get(&device.index)
-            && now.duration_since(seen.at) < KEPT_FOR
-        {
-            return Ok(seen.role);
+    /// Forgets everything: there are news.
+    pub fn forget_all(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Why taking packets from this device may cut the host off, if it may. Nothing of one that is gone, which whoever wants it
+    /// will find.
+    ///
+    /// # Errors
+    ///
+    /// As rtnetlink says.
+    pub fn role(&mut self, interface: &InterfaceName, index: u32) -> Result<Option<&'static str>, Failure> {
+        if self.is_port(interface, index)? {
+            return Ok(Some("is a port of a bridge, bond or other controller"));
         }
-        let role = match device.link()? {
-            Some(link) => device.uplink_role(&link)?,
-            // It is gone, which whoever wants it will find.
-            None => return Ok(None),
+        let default = self.carries_default_route(interface, index)?;
+        Ok(default.then_some("carries a default route"))
+    }
+
+    fn is_port(&mut self, interface: &InterfaceName, index: u32) -> Result<bool, Failure> {
+        if let Some(seen) = self.ports.get(&index).filter(|seen| seen.is_fresh()) {
+            return Ok(seen.what);
+        }
+        let is_port = match netlink::link_of(index) {
+            Ok(link) => link.controller.is_some(),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(false),
+            Err(error) => return Err(Failure::kernel("RTM_GETLINK", interface, error)),
         };
-        self.0.insert(device.index, Seen { at: now, role });
-        Ok(role)
+        self.ports.insert(index, Seen::now(is_port));
+        Ok(is_port)
+    }
+
+    fn carries_default_route(&mut self, interface: &InterfaceName, index: u32) -> Result<bool, Failure> {
+        if let Some(seen) = self.routes.as_ref().filter(|seen| seen.is_fresh()) {
+            return Ok(seen.what.contains(&index));
+        }
+        let routes = netlink::default_route_devices()
+            .map_err(|source| Failure::kernel("RTM_GETROUTE", interface, source))?;
+        let carries = routes.contains(&index);
+        self.routes = Some(Seen::now(routes));
+        Ok(carries)
     }
 }
 

@@ -51,6 +51,7 @@ mod lease_isolation;
 mod lease_links;
 mod lease_manager;
 mod lease_monitor;
+mod lease_not_allowed;
 mod lease_revoke;
 mod lease_scene;
 mod lease_stress;

@@ -43,6 +43,10 @@ pub enum Event {
     Attached,
     /// The XDP program was detached from a device, because the policy wants it otherwise or not at all.
     Detached,
+    /// The policy in force would not give a lease: after a reload, or since its device has changed.
+    NotAllowed,
+    /// It would give it, after all.
+    AllowedAgain,
     /// The policy was read anew and is in force.
     Reloaded,
     /// The policy was read anew, has mistakes, and the former one stays in force.

@@ -196,7 +196,10 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
             &args.run_dir,
         )?,
     ];
-    let mut links = vec![LinkEvents::links().context("cannot watch devices over rtnetlink")?];
+    let mut links = vec![
+        LinkEvents::links().context("cannot watch devices over rtnetlink")?,
+        LinkEvents::routes().context("cannot watch routes over rtnetlink")?,
+    ];
     match LinkEvents::queues() {
         Ok(queues) => links.push(queues),
         Err(error) => {

@@ -13,6 +13,7 @@ use crate::identity::Peer;
 use crate::kernel::queue_lock::Confinement;
 use crate::kernel::queue_probe::QueueUse;
 use crate::lease::{Lease, LeaseId};
+use crate::objection;
 use crate::policy::Insert;
 use crate::zero_copy;
 
@@ -103,8 +104,11 @@ pub(super) fn fill_slots(engine: &mut Engine, id: LeaseId) -> Result<Activated, 
     lease.confinement.take().into_iter().for_each(Confinement::settle);
     engine.audit.write(&Line::new(Event::Activated).lease(lease));
     engine.monitors.publish(lease, Change::State);
+    let activated = activated(lease);
+    // Bound, and in a mode that is known by now.
+    objection::weigh(engine, id);
     fail_point::pass("activate: active");
-    Ok(activated(lease))
+    Ok(activated)
 }
 
 fn activated(lease: &Lease) -> Activated {

@@ -22,6 +22,7 @@ use crate::kernel::queue_lock::QueueLocks;
 use crate::kernel::umem::{MakeError, RegisterError, Umem};
 use crate::kernel::xsk::{BindError, Xsk};
 use crate::lease::{Lease, LeaseId, LeasedSocket, Reservation};
+use crate::objection;
 use crate::policy::Insert;
 use crate::unread::Unread;
 
@@ -99,8 +100,10 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
     let sockets = lease.sockets.iter().filter_map(|leased| leased.socket.as_ref());
     let fds = sockets.map(Xsk::duplicate).collect::<Result<Vec<_>, _>>()?;
     engine.audit.write(&Line::new(Event::Bound).lease(lease));
+    let reply = reply(lease);
+    objection::weigh(engine, id);
     Ok(HandOver {
-        reply: HandOverReply::Bound(reply(lease)),
+        reply: HandOverReply::Bound(reply),
         fds,
         unread: Some(unread),
         stored: engine.fd_store.keeper().sent(),

@@ -1,4 +1,4 @@
-//! The kernel's news of devices: rtnetlink(7) tells of links, the generic family `ethtool` of their queues
+//! The kernel's news of devices: rtnetlink(7) tells of links, routes and addresses, the generic family `ethtool` of their queues
 //! (Documentation/networking/ethtool-netlink.rst). Nothing here needs a capability.
 
 use std::io;
@@ -12,8 +12,16 @@ use xsk_client::wire::InterfaceName;
 
 use super::netlink::{Link, attribute, attributes_of, message_header, multicast_group, name_of, read_link};
 
-/// RTNLGRP_LINK, include/uapi/linux/rtnetlink.h.
+/// include/uapi/linux/rtnetlink.h.
 const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_IPV4_IFADDR: u32 = 5;
+const RTNLGRP_IPV4_ROUTE: u32 = 7;
+const RTNLGRP_IPV6_IFADDR: u32 = 9;
+const RTNLGRP_IPV6_ROUTE: u32 = 11;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 
 /// One piece of news.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +32,10 @@ pub enum LinkEvent {
     Gone(u32),
     /// The device of this index may have more or fewer queues.
     Queues(u32),
+    /// Default routes may leave by other devices.
+    Routes,
+    /// The device of this index has another address, or one less.
+    Address(u32),
     /// The kernel had more news than the socket could hold: look at every device.
     Lost,
 }
@@ -39,17 +51,32 @@ pub struct LinkNow {
     pub carrier: bool,
     /// Its longest packet, in bytes.
     pub mtu: u32,
+    /// The bridge, bond or other device that it is a port of. Of no concern to leases as such.
+    pub controller: Option<u32>,
 }
 
 impl LinkNow {
+    /// The same, as the port of something.
+    #[must_use]
+    pub fn as_port_of(self, controller: Option<u32>) -> Self {
+        Self { controller, ..self }
+    }
+
     /// What of it there is in the kernel's answer.
     pub fn new(name: InterfaceName, link: &Link) -> Self {
-        let &Link { up, carrier, mtu, .. } = link;
+        let &Link {
+            up,
+            carrier,
+            mtu,
+            controller,
+            ..
+        } = link;
         Self {
             name,
             up,
             carrier,
             mtu,
+            controller,
         }
     }
 }
@@ -65,6 +92,7 @@ pub struct LinkEvents {
 enum Kind {
     Links,
     Queues,
+    Routes,
 }
 
 impl LinkEvents {
@@ -74,7 +102,23 @@ impl LinkEvents {
     ///
     /// As socket(2), bind(2) and setsockopt(2).
     pub fn links() -> io::Result<Self> {
-        Self::subscribe(NETLINK_ROUTE, RTNLGRP_LINK, Kind::Links)
+        Self::subscribe(NETLINK_ROUTE, &[RTNLGRP_LINK], Kind::Links)
+    }
+
+    /// Changes of default routes, in this network namespace; of addresses as well, since the kernel says nothing of routes that
+    /// go with one (`fib_sync_down_addr`, net/ipv4/fib_semantics.c).
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    pub fn routes() -> io::Result<Self> {
+        let groups = [
+            RTNLGRP_IPV4_ROUTE,
+            RTNLGRP_IPV6_ROUTE,
+            RTNLGRP_IPV4_IFADDR,
+            RTNLGRP_IPV6_IFADDR,
+        ];
+        Self::subscribe(NETLINK_ROUTE, &groups, Kind::Routes)
     }
 
     /// Changes of queue counts, in this network namespace.
@@ -85,15 +129,17 @@ impl LinkEvents {
     pub fn queues() -> io::Result<Self> {
         Self::subscribe(
             NETLINK_GENERIC,
-            multicast_group(b"ethtool\0", b"monitor\0")?,
+            &[multicast_group(b"ethtool\0", b"monitor\0")?],
             Kind::Queues,
         )
     }
 
-    fn subscribe(protocol: isize, group: u32, kind: Kind) -> io::Result<Self> {
+    fn subscribe(protocol: isize, groups: &[u32], kind: Kind) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
-        socket.add_membership(group)?;
+        for group in groups {
+            socket.add_membership(*group)?;
+        }
         socket.set_non_blocking(true)?;
         Ok(Self { socket, kind })
     }
@@ -125,6 +171,7 @@ impl LinkEvents {
             events.extend(match self.kind {
                 Kind::Links => link_event(message),
                 Kind::Queues => queues_event(message),
+                Kind::Routes => routes_event(message),
             });
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
@@ -147,6 +194,26 @@ fn link_event(message: &[u8]) -> Option<LinkEvent> {
             let name = name_of(&link)?;
             let now = LinkNow::new(name, &read_link(&link));
             Some(LinkEvent::Now(link.header.index, now))
+        }
+        _ => None,
+    }
+}
+
+/// Of each route no more is read than whether it is a default route: a host may have very many.
+fn routes_event(message: &[u8]) -> Option<LinkEvent> {
+    /// `rtm_dst_len` of `struct rtmsg`, behind the header of the message.
+    const DESTINATION_PREFIX_LENGTH: usize = 16 + 1;
+    /// `ifa_index` of `struct ifaddrmsg`.
+    const INDEX: usize = 16 + 4;
+
+    let (_, kind) = message_header(message)?;
+    match kind {
+        RTM_NEWROUTE | RTM_DELROUTE => {
+            (*message.get(DESTINATION_PREFIX_LENGTH)? == 0).then_some(LinkEvent::Routes)
+        }
+        RTM_NEWADDR | RTM_DELADDR => {
+            let index = message.get(INDEX..INDEX + 4)?.try_into().ok()?;
+            Some(LinkEvent::Address(u32::from_ne_bytes(index)))
         }
         _ => None,
     }

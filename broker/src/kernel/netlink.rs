@@ -3,6 +3,7 @@
 //!
 //! Each question opens a socket of its own: a socket that was kept would carry the answers of one that failed.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -136,34 +137,33 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
     link
 }
 
-/// Whether a default route, of IPv4 or IPv6 and in any table, leaves by this device.
+/// The devices that default routes leave by, of IPv4 or IPv6 and in any table.
 ///
 /// # Errors
 ///
 /// As the kernel says.
-pub fn carries_default_route(index: u32) -> io::Result<bool> {
+pub fn default_route_devices() -> io::Result<HashSet<u32>> {
     let answers = ask(
         RouteNetlinkMessage::GetRoute(RouteMessage::default()),
         NLM_F_REQUEST | NLM_F_DUMP,
     )?;
-    Ok(answers.iter().any(|answer| match answer {
-        RouteNetlinkMessage::NewRoute(route) => {
-            route.header.destination_prefix_length == 0
-                && route
-                    .attributes
-                    .iter()
-                    .any(|attribute| leaves_by(attribute, index))
+    let mut devices = HashSet::new();
+    for answer in answers {
+        if let RouteNetlinkMessage::NewRoute(route) = answer
+            && route.header.destination_prefix_length == 0
+        {
+            route.attributes.iter().for_each(|attribute| match attribute {
+                RouteAttribute::Oif(out) => {
+                    devices.insert(*out);
+                }
+                RouteAttribute::MultiPath(hops) => {
+                    devices.extend(hops.iter().map(|hop: &RouteNextHop| hop.interface_index));
+                }
+                _ => {}
+            });
         }
-        _ => false,
-    }))
-}
-
-fn leaves_by(attribute: &RouteAttribute, index: u32) -> bool {
-    match attribute {
-        RouteAttribute::Oif(out) => *out == index,
-        RouteAttribute::MultiPath(hops) => hops.iter().any(|hop: &RouteNextHop| hop.interface_index == index),
-        _ => false,
     }
+    Ok(devices)
 }
 
 /// Sends one question and collects all answers.
@@ -344,7 +344,7 @@ mod tests {
         const LOOPBACK_IFINDEX: u32 = 1;
         let link = link_of(LOOPBACK_IFINDEX).unwrap();
         assert_eq!((link.controller, link.xdp), (None, None));
-        assert!(!carries_default_route(LOOPBACK_IFINDEX).unwrap());
+        assert!(!default_route_devices().unwrap().contains(&LOOPBACK_IFINDEX));
     }
 
     #[test]
