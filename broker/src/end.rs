@@ -224,7 +224,6 @@ pub fn settle(engine: &mut Engine, now: Instant) {
         } else if still_held(&mut engine.probe, lease) {
             look_again_later(lease, now);
         } else {
-            engine.audit.write(&Line::new(Event::Freed).lease(lease));
             free(engine, id);
         }
     }
@@ -257,6 +256,7 @@ fn free(engine: &mut Engine, id: LeaseId) {
         return;
     };
     lease.state = LeaseState::Freed;
+    engine.audit.write(&Line::new(Event::Freed).lease(&lease));
     engine.monitors.publish(&lease, Change::State);
     let index = lease.device().index;
     drop(lease);

@@ -75,7 +75,7 @@ pub fn acquire(
     };
 
     // Nobody is to hold what could not be written down.
-    engine.audit.check_room()?;
+    engine.audit.check_room(peer.subject().uid)?;
 
     // 2. Is there such a device, and the lock that the policy wants there? Whoever has a rule for it may know.
     let device = Device::look_up(&request.interface)?.ok_or_else(|| no_device(&request.interface))?;

@@ -109,8 +109,9 @@ async fn reload_in_turn(
     Ok(reloaded)
 }
 
-/// Does what SIGHUP asks for, and tells the log of it.
+/// Does what SIGHUP asks for, and tells the log of it: the policy is read anew, and the audit log's file looked for.
 pub async fn at_signal(engine: EngineHandle) {
+    engine.post(|engine| engine.audit.reopen());
     match reload(&engine, None, Unwanted::Kept).await {
         Ok(reloaded) => {
             for warning in &reloaded.warnings {

@@ -274,7 +274,10 @@ pub fn status(engine: &mut Engine) -> Status {
         rules: u64::try_from(engine.policy.rule_count()).unwrap_or(u64::MAX),
         leases: u64::try_from(engine.leases.len()).unwrap_or(u64::MAX),
         connections: engine.leases.accounts().in_all().of(Resource::Connections),
-        quotas: quotas(engine.leases.accounts()),
+        quotas: quotas(engine.leases.accounts())
+            .into_iter()
+            .chain([engine.audit.quota()])
+            .collect(),
         audit_log: Some(engine.audit.status()),
     }
 }

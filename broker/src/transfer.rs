@@ -61,7 +61,7 @@ pub fn transfer(
     if to.has_exited() {
         return Err(gone(&to).into());
     }
-    engine.audit.check_room()?;
+    engine.audit.check_room(lease.requester().subject.uid)?;
     if let Some(confinement) = &lease.confinement {
         confinement.hand_to(&to)?;
     }

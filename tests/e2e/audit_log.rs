@@ -3,6 +3,8 @@
 
 use std::io::{PipeReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,11 +12,13 @@ use e2e::broker::{BrokerBuilder, BrokerProcess};
 use e2e::raw_client::{PATIENCE, RawClient};
 use e2e::uids::Uid;
 use e2e::world::World;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use xsk_client::Broker;
 use xsk_client::wire::{AuditLog, Reload};
 
-use crate::lease_scene::{interface, operator, wait_until};
+use crate::bound_scene;
+use crate::lease_scene::{interface, operator, policy, wait_until};
 use crate::scene::Scene;
 
 /// What a label may have, in characters that take six bytes each in the log.
@@ -51,26 +55,27 @@ fn fill_the_pipe(client: &mut RawClient, operator: &mut Broker) -> Vec<u64> {
 /// A broker whose standard output nobody reads yet, and its reader's end.
 fn with_stalled_reader<'w>(
     world: &'w World,
-    tenant: &Uid,
+    tenants: &[&Uid],
     builder: BrokerBuilder,
 ) -> (BrokerProcess<'w>, PipeReader) {
     let (reader, writer) = std::io::pipe().unwrap();
     rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
     // Nothing is to end by itself while the backlog fills.
-    let rule = crate::bound_scene::allow(tenant.number(), "1-7", "activate-within-ms = 600000");
+    let rule = |uid: &&Uid| bound_scene::allow(uid.number(), "1-7", "activate-within-ms = 600000");
+    let rules: String = tenants.iter().map(rule).collect();
     let broker = builder
         .stdout(OwnedFd::from(writer))
-        .start(world, &(interface("eth0", "") + &rule))
+        .start(world, &(interface("eth0", "") + &rules))
         .unwrap();
     (broker, reader)
 }
 
 #[test]
 fn nobody_waits_for_who_reads_the_log_and_no_grant_is_missing() {
-    crate::bound_scene::needs_bound!();
+    bound_scene::needs_bound!();
     let world = World::new().unwrap();
     let tenant = Uid::take().unwrap();
-    let (mut broker, mut reader) = with_stalled_reader(&world, &tenant, BrokerProcess::builder());
+    let (mut broker, mut reader) = with_stalled_reader(&world, &[&tenant], BrokerProcess::builder());
     let connector = broker.connector(&tenant).unwrap();
     let mut client = RawClient::connect(&connector, &broker.paths().socket()).unwrap();
     let mut operator = operator(&broker);
@@ -124,23 +129,15 @@ fn nobody_waits_for_who_reads_the_log_and_no_grant_is_missing() {
 /// What cannot be written down is not granted. What ends does not depend on it, and neither does the end of the broker.
 #[test]
 fn nothing_is_granted_once_the_reserve_is_used_up() {
-    crate::bound_scene::needs_bound!();
+    bound_scene::needs_bound!();
     let world = World::new().unwrap();
     let tenant = Uid::take().unwrap();
-    let (mut broker, mut reader) = with_stalled_reader(&world, &tenant, BrokerProcess::builder());
+    let (mut broker, mut reader) = with_stalled_reader(&world, &[&tenant], BrokerProcess::builder());
     let connector = broker.connector(&tenant).unwrap();
     let mut client = RawClient::connect(&connector, &broker.paths().socket()).unwrap();
     let mut operator = operator(&broker);
     let held = lease_of(&client.call("Acquire", &acquire(2)).unwrap());
-    let refusal = loop {
-        let reply = client.call("Acquire", &acquire(1)).unwrap();
-        if reply.get("error").is_some() {
-            break reply;
-        }
-        client
-            .call("Release", &json!({ "lease": lease_of(&reply) }))
-            .unwrap();
-    };
+    let refusal = flood(&mut client);
     let told = &refusal["parameters"];
     assert_eq!(told["resource"], "audit-log-bytes", "{refusal}");
     assert!(told["inUse"].as_u64() >= told["limit"].as_u64(), "{refusal}");
@@ -171,14 +168,168 @@ fn nothing_is_granted_once_the_reserve_is_used_up() {
     assert!(reader.as_fd().try_clone_to_owned().is_ok());
 }
 
+/// Acquires and releases until that is refused, with what it is told.
+fn flood(client: &mut RawClient) -> Value {
+    loop {
+        let reply = client.call("Acquire", &acquire(1)).unwrap();
+        if reply.get("error").is_some() {
+            return reply;
+        }
+        let lease = json!({ "lease": lease_of(&reply) });
+        client.call("Release", &lease).unwrap();
+    }
+}
+
+/// One user's grants and ends, with nobody who reads of them, are that user's trouble alone.
+#[test]
+fn who_floods_the_log_waits_and_others_are_granted() {
+    bound_scene::needs_bound!();
+    let world = World::new().unwrap();
+    let [loud, quiet] = [(); 2].map(|()| Uid::take().unwrap());
+    let (mut broker, mut reader) = with_stalled_reader(&world, &[&loud, &quiet], BrokerProcess::builder());
+    let [mut of_loud, mut of_quiet] = [&loud, &quiet].map(|uid| {
+        let connector = broker.connector(uid).unwrap();
+        RawClient::connect(&connector, &broker.paths().socket()).unwrap()
+    });
+    let mut operator = operator(&broker);
+
+    let refusal = flood(&mut of_loud);
+    let told = &refusal["parameters"];
+    assert_eq!(told["resource"], "audit-log-bytes", "{refusal}");
+    let words = format!("of those that wait uid {} has ", loud.number());
+    assert!(told["message"].as_str().unwrap().contains(&words), "{refusal}");
+    let lease = lease_of(&of_quiet.call("Acquire", &acquire(2)).unwrap());
+    of_quiet.call("Release", &json!({ "lease": lease })).unwrap();
+    let lease = lease_of(&of_quiet.call("Acquire", &acquire(2)).unwrap());
+    // Nor does it hide whose refusals there are.
+    let beyond = json!({ "interface": "eth0", "queues": [0], "sockets": "prepared" });
+    of_quiet.call("Acquire", &beyond).unwrap();
+    assert_eq!(log(&mut operator).refusals_dropped, 0);
+    // Who has what of it is told, and that somebody waits, once.
+    assert_eq!(flood(&mut of_loud)["parameters"]["resource"], "audit-log-bytes");
+    let quotas = operator.get_status().unwrap().quotas;
+    let quota = quotas.iter().find(|quota| quota.resource == "audit-log-bytes");
+    let used = &quota.unwrap().users;
+    let of = |uid: &Uid| used.iter().find(|used| used.uid == uid.number()).unwrap().in_use;
+    assert!(of(&loud) > 100 * of(&quiet), "{used:?}");
+    let said = |words: &str| {
+        let stderr = broker.process().stderr();
+        stderr.iter().filter(|line| line.contains(words)).count()
+    };
+    assert_eq!(said("nothing is granted that could not be written down"), 1);
+    assert_eq!(said("grants go on"), 0);
+
+    let reading = thread::spawn(move || {
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        text
+    });
+    wait_until("everything is taken", || log(&mut operator).waiting_lines == 0);
+    assert_eq!(said("grants go on"), 1);
+    let again = lease_of(&of_loud.call("Acquire", &acquire(1)).unwrap());
+    for (client, lease) in [(&mut of_loud, again), (&mut of_quiet, lease)] {
+        client.call("Release", &json!({ "lease": lease })).unwrap();
+    }
+    drop((of_loud, of_quiet, operator));
+    assert!(broker.stop().unwrap().success());
+    drop(broker);
+    let text = reading.join().unwrap();
+    let wanted = |line: &Value| line["event"] == "refused" && line["uid"] == quiet.number();
+    assert!(
+        text.lines()
+            .any(|line| wanted(&serde_json::from_str(line).unwrap()))
+    );
+}
+
+/// A file for the audit log, in a directory of root's.
+fn with_a_file<'w>(world: &'w World, tenant: &Uid) -> (BrokerProcess<'w>, PathBuf) {
+    let directory = world.path("log");
+    std::fs::create_dir(&directory).unwrap();
+    let broker = BrokerProcess::builder()
+        .arguments(&["--audit-log", "/run/log/audit.log"])
+        .start(world, &policy(&[(tenant.number(), "1-7")]))
+        .unwrap();
+    (broker, directory.join("audit.log"))
+}
+
+fn lines(file: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// As logrotate does it with `create`: in a directory of root's, since the broker is root no more.
+#[test]
+fn a_file_that_was_rotated_is_opened_anew_at_sighup() {
+    let world = World::new().unwrap();
+    let tenant = Uid::take().unwrap();
+    let (mut broker, file) = with_a_file(&world, &tenant);
+    let rotated = file.with_extension("log.1");
+    let reloads = |file: &Path| {
+        lines(file)
+            .iter()
+            .filter(|line| line["event"] == "reloaded")
+            .count()
+    };
+    wait_until("its start is in the file", || lines(&file).len() == 1);
+    // Nothing was rotated: nothing is opened.
+    broker.process().signal(Signal::HUP).unwrap();
+    wait_until("it is told", || reloads(&file) == 1);
+
+    std::fs::rename(&file, &rotated).unwrap();
+    std::fs::write(&file, "").unwrap();
+    chown(&file, Some(broker.uid()), None).unwrap();
+    broker.process().signal(Signal::HUP).unwrap();
+    wait_until("it goes to the new one", || reloads(&file) == 1);
+    assert_eq!(reloads(&rotated), 1);
+    let stderr = broker.process().stderr();
+    assert!(
+        stderr.iter().any(|line| line.contains("opened anew")),
+        "{stderr:?}"
+    );
+
+    // Copied and truncated, it goes on at the beginning.
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .set_len(0)
+        .unwrap();
+    broker.process().signal(Signal::HUP).unwrap();
+    wait_until("it goes on in the same one", || reloads(&file) == 1);
+    assert!(broker.stop().unwrap().success());
+    assert_eq!(lines(&file).last().unwrap()["event"], "stopped");
+}
+
+/// Where the broker may neither make nor write one, no line is lost, and its log says what to do.
+#[test]
+fn a_file_that_cannot_be_opened_anew_is_told_of_and_the_old_one_goes_on() {
+    let world = World::new().unwrap();
+    let tenant = Uid::take().unwrap();
+    let (mut broker, file) = with_a_file(&world, &tenant);
+    let rotated = file.with_extension("log.1");
+    wait_until("its start is in the file", || lines(&file).len() == 1);
+    std::fs::rename(&file, &rotated).unwrap();
+    broker.process().signal(Signal::HUP).unwrap();
+    let said = |line: &str| line.contains("copytruncate").then(|| line.to_owned());
+    let line = broker.process().wait_stderr(PATIENCE, said).unwrap();
+    for words in ["audit.log", &format!("uid {}'s to write to", broker.uid())] {
+        assert!(line.contains(words), "{line}");
+    }
+    assert!(broker.stop().unwrap().success());
+    assert_eq!(lines(&rotated).last().unwrap()["event"], "stopped");
+    assert!(!file.exists());
+}
+
 /// What was said before the engine panicked is written, as far as somebody reads it.
 #[test]
 fn a_panic_loses_no_line() {
-    crate::bound_scene::needs_bound!();
+    bound_scene::needs_bound!();
     let world = World::new().unwrap();
     let tenant = Uid::take().unwrap();
     let builder = BrokerProcess::builder().environment("XSK_BROKER_FAIL_POINT", "panic at acquire: granted");
-    let (mut broker, mut reader) = with_stalled_reader(&world, &tenant, builder);
+    let (mut broker, mut reader) = with_stalled_reader(&world, &[&tenant], builder);
     let mut operator = operator(&broker);
     let mut reloads = 0;
     while log(&mut operator).waiting_lines < 20 {

@@ -35,7 +35,7 @@ pub enum Event {
     Ended,
     /// A lease was moved to another process.
     Transferred,
-    /// The kernel has let go of an ended lease's queues.
+    /// An ended lease's queues and charges are free again: the kernel has let go of them, or their device is gone.
     Freed,
     /// A device that has our program was set up or down, renamed, or got another MTU.
     DeviceChanged,
@@ -67,8 +67,13 @@ pub enum Event {
 
 impl Event {
     /// Whether anybody can make any number of them, without ever having been granted anything.
-    pub(super) fn is_refusal(self) -> bool {
+    fn is_refusal(self) -> bool {
         matches!(self, Self::Refused | Self::Failed)
+    }
+
+    /// Whether it may have to do without a line: it is a refusal, or of no grant and no end, and could be any number.
+    fn is_droppable(self) -> bool {
+        self.is_refusal() || matches!(self, Self::RefusalsSummed | Self::NotAllowed | Self::AllowedAgain)
     }
 }
 
@@ -253,6 +258,16 @@ impl<'a> Line<'a> {
     pub(super) fn refusal(&self) -> Option<(u32, &str)> {
         let uid = self.uid.filter(|_| self.event.is_refusal())?;
         Some((uid, self.reason.unwrap_or("refused")))
+    }
+
+    /// Who loses it where there is no room: only of lines that may be dropped.
+    pub(super) fn droppable(&self) -> Option<u32> {
+        self.uid.filter(|_| self.event.is_droppable())
+    }
+
+    /// Whom it is about, and counts for.
+    pub(super) fn whose(&self) -> Option<u32> {
+        self.uid
     }
 
     /// As it is written, with the end of the line.

@@ -3,14 +3,14 @@
 //! A write that fails is tried again, from the byte at which it stopped, until it succeeds: a disk that is full may be
 //! emptied. Meanwhile lines wait, as behind a reader that stalls.
 
-use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::sync::PoisonError;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::sink::{Reopened, Sink};
 use super::{Audit, Shared};
-use crate::error::Failure;
+use crate::error::{Failure, chain};
 
 /// How long the end of the broker waits for a reader that stalls.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -26,7 +26,7 @@ impl Writer {
     /// # Errors
     ///
     /// As clone(2).
-    pub fn start(audit: &Audit, sink: File) -> Result<Self, Failure> {
+    pub fn start(audit: &Audit, sink: Sink) -> Result<Self, Failure> {
         let (own, writer) = (audit.clone(), Self(audit.clone()));
         thread::Builder::new()
             .name("audit".into())
@@ -67,25 +67,60 @@ impl Drop for Ended<'_> {
     }
 }
 
-fn write_all(shared: &Shared, mut sink: File) {
-    while let Some(line) = next(shared) {
-        // One write for a line: lines of several writers to one file stay whole.
-        if write(shared, &mut sink, line.as_bytes()) == Written::Never {
-            return;
+fn write_all(shared: &Shared, mut sink: Sink) {
+    loop {
+        match next(shared) {
+            // One write for a line: lines of several writers to one file stay whole.
+            Next::Line(line) => {
+                if write(shared, &mut sink, line.as_bytes()) == Written::Never {
+                    return;
+                }
+            }
+            Next::Reopen => reopen(&mut sink),
+            Next::End => return,
         }
     }
 }
 
-/// Waits for the next line. `None`: there will be none.
-fn next(shared: &Shared) -> Option<String> {
+fn reopen(sink: &mut Sink) {
+    match sink.reopen() {
+        Ok(Reopened::Another) => {
+            tracing::info!("the audit log was opened anew: lines go to another file of its name");
+        }
+        Ok(Reopened::Same) => {}
+        Err(failure) => {
+            let uid = rustix::process::geteuid().as_raw();
+            tracing::error!(
+                "{}: lines go on to the file that was open; whoever rotates it has to make the next one uid {uid}'s to write to \
+                 (logrotate: `create`), or to copy and truncate it (`copytruncate`)",
+                chain(&failure)
+            );
+        }
+    }
+}
+
+/// What the thread is to do.
+enum Next {
+    Line(String),
+    Reopen,
+    End,
+}
+
+/// Waits for what is next.
+fn next(shared: &Shared) -> Next {
     let mut state = shared.lock();
     loop {
+        if std::mem::take(&mut state.reopen) {
+            return Next::Reopen;
+        }
         let now = Instant::now();
-        if let Some(line) = state.backlog.next(now) {
-            return Some(line);
+        let line = state.backlog.next(now);
+        state.see_room();
+        if let Some(line) = line {
+            return Next::Line(line);
         }
         if state.closing {
-            return None;
+            return Next::End;
         }
         state = match state.backlog.due() {
             None => shared.news.wait(state).unwrap_or_else(PoisonError::into_inner),
@@ -106,7 +141,7 @@ enum Written {
     Never,
 }
 
-fn write(shared: &Shared, sink: &mut File, mut bytes: &[u8]) -> Written {
+fn write(shared: &Shared, sink: &mut Sink, mut bytes: &[u8]) -> Written {
     /// Before a write that failed is tried again.
     const AGAIN: Duration = Duration::from_millis(100);
     /// The same where somebody has made the pipe non-blocking.
@@ -149,7 +184,9 @@ fn works_again(shared: &Shared) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Read;
+    use std::os::fd::OwnedFd;
 
     use super::super::line::{Event, Line};
     use super::super::{Audit, Bounds};
@@ -161,7 +198,7 @@ mod tests {
 
         let (mut reader, pipe) = io::pipe().unwrap();
         let audit = Audit::new();
-        let writer = Writer::start(&audit, File::from(std::os::fd::OwnedFd::from(pipe))).unwrap();
+        let writer = Writer::start(&audit, OwnedFd::from(pipe).into()).unwrap();
         // More than the pipe takes, while nobody reads.
         for count in 0..LINES {
             audit.write(&Line::new(Event::Granted).count(count));
@@ -193,8 +230,8 @@ mod tests {
             reserve: 1000,
         });
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let writer = Writer::start(&audit, full).unwrap();
-        while audit.check_room().is_ok() {
+        let writer = Writer::start(&audit, OwnedFd::from(full).into()).unwrap();
+        while audit.check_room(0).is_ok() {
             audit.write(&Line::new(Event::Ended));
         }
         audit.write(&Line::new(Event::Ended));
@@ -208,5 +245,42 @@ mod tests {
         drop(writer);
         assert!(began.elapsed() < PATIENCE, "it waited for what cannot be");
         assert!(audit.status().waiting_lines > 0);
+    }
+
+    /// As logrotate does it, by somebody who may make files there.
+    #[test]
+    fn a_file_that_was_renamed_is_made_anew_when_asked_and_not_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let [path, old] = ["audit.log", "audit.log.1"].map(|name| directory.path().join(name));
+        let audit = Audit::new();
+        let writer = Writer::start(&audit, Sink::open(&path).unwrap()).unwrap();
+        let lines =
+            |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_default().lines().count();
+        let wait = |path: &std::path::Path, count| {
+            let patience = Instant::now() + PATIENCE;
+            while lines(path) != count {
+                assert!(Instant::now() < patience, "{} of {count}", lines(path));
+                thread::sleep(Duration::from_millis(1));
+            }
+        };
+        audit.write(&Line::new(Event::Granted));
+        wait(&path, 1);
+        audit.reopen();
+        audit.write(&Line::new(Event::Granted));
+        wait(&path, 2);
+        std::fs::rename(&path, &old).unwrap();
+        audit.write(&Line::new(Event::Granted));
+        wait(&old, 3);
+        audit.reopen();
+        audit.write(&Line::new(Event::Granted));
+        wait(&path, 1);
+        // Something else of that name is not written to.
+        std::fs::remove_file(&path).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+        audit.reopen();
+        audit.write(&Line::new(Event::Granted));
+        drop(writer);
+        assert_eq!(audit.status().waiting_lines, 0);
+        assert_eq!(lines(&old), 3);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +13,7 @@ use super::exit::Exit;
 use super::inheritance;
 use super::user::User;
 use crate::activation::{Passed, PassedSocket};
-use crate::audit::{Audit, Event, Line, Writer};
+use crate::audit::{Audit, Event, Line, Sink, Writer};
 use crate::charge::Accounts;
 use crate::engine::{self, Parts};
 use crate::error::chain;
@@ -37,6 +36,11 @@ use crate::server::{self, Listener};
 /// one JSON object a line, goes to standard output, other messages to standard error (RUST_LOG sets how many).
 ///
 /// SIGHUP and `xsk-broker reload` have it read its policy anew, with the same files: they have to be readable for its user.
+///
+/// SIGHUP also has it open --audit-log anew where the file was renamed. It does so as its user: the directory has to let that
+/// user in, and the new file has to be that user's to write to (logrotate: `create 0640 xsk-broker adm`), or the directory
+/// is. Where it cannot, it says so and goes on with the file that it has, which can be copied and truncated
+/// (`copytruncate`): it appends.
 ///
 /// A service manager is told when it is ready, reloads and stops (sd_notify), sees that it is alive where it wants to
 /// (WatchdogSec=), and may have opened its sockets for it, by the names `broker` and `control` (FileDescriptorName=).
@@ -84,7 +88,7 @@ pub struct ServeArgs {
     #[arg(long, requires = "dry_run")]
     json: bool,
 
-    /// Append the audit log to this file, in place of standard output
+    /// Append the audit log to this file, in place of standard output; SIGHUP opens it anew after a rotation
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
 }
@@ -384,17 +388,9 @@ pub(super) fn lock(run_dir: &Path) -> anyhow::Result<fs::File> {
     }
 }
 
-/// Unbuffered: what is written is there.
-fn audit_sink(path: Option<&Path>) -> anyhow::Result<fs::File> {
-    let Some(path) = path else {
-        let stdout = io::stdout().as_fd().try_clone_to_owned();
-        return Ok(stdout.context("cannot duplicate standard output")?.into());
-    };
-    fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .custom_flags(i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits())?)
-        .open(path)
-        .with_context(|| format!("cannot open the audit log {}", path.display()))
+fn audit_sink(path: Option<&Path>) -> anyhow::Result<Sink> {
+    match path {
+        Some(path) => Ok(Sink::open(path)?),
+        None => Sink::stdout().context("cannot duplicate standard output"),
+    }
 }

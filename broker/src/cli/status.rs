@@ -85,7 +85,10 @@ fn audit_log(status: &Status) -> String {
     if log.waiting_lines > 0 {
         let limit = RESERVE_BYTES;
         let what = match usize::try_from(log.waiting_bytes) {
-            Ok(bytes) if bytes < limit => format!("from {limit} bytes on nothing new is granted"),
+            Ok(bytes) if bytes < limit => format!(
+                "from {limit} bytes on nothing new is granted, and until then nothing to who has more of them than are left \
+                 (audit-log-bytes)"
+            ),
             _ => "nothing new is granted until some are taken".to_owned(),
         };
         text += &format!(
