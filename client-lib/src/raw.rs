@@ -229,7 +229,7 @@ impl Socket {
     /// # Errors
     ///
     /// [`Error::DeviceGone`]; [`Error::Socket`] for what is not expected of a working socket.
-    #[inline]
+    #[inline(always)]
     pub fn kick_tx(&self, tx: &mut TxRing) -> Result<Kick, Error> {
         let entries = tx.size();
         self.0.socket.kick_tx(tx, entries)

@@ -182,8 +182,10 @@ impl Drop for Transmit<'_> {
     #[inline]
     fn drop(&mut self) {
         let window = &self.window;
-        self.core
-            .finish_transmit(window.count, window.left(), window.written());
+        let (left, written) = (window.left(), window.written());
+        if self.core.finish_transmit(window.count, left, written) {
+            self.core.kick_once();
+        }
     }
 }
 

@@ -37,7 +37,9 @@ use crate::wire::BindMode;
 /// A bound AF_XDP socket.
 ///
 /// It comes from a [`Grant`](crate::Grant). Everything on it that moves packets works in batches, takes no lock,
-/// allocates nothing, and makes no system call but those that the kernel asks for (`XDP_USE_NEED_WAKEUP`).
+/// allocates nothing, and makes no system call but those that the kernel asks for (`XDP_USE_NEED_WAKEUP`). For a few
+/// frames, that call is made in the function in which the batch is dropped: for the shortest round trips, let that be the
+/// one that waits for the answer.
 ///
 /// ```no_run
 /// # fn run(xsk: &mut xsk_client::Xsk) -> Result<(), xsk_client::Error> {

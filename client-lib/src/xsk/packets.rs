@@ -80,8 +80,8 @@ impl Core {
 
     /// Calls the kernel for what was published, if it asks for that.
     pub(crate) fn finish_packets(&mut self) {
-        if self.kick_again {
-            self.finish_send(0);
+        if self.kick_again && self.finish_send(0) {
+            self.kick_once();
         }
     }
 }

@@ -4,6 +4,8 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use crate::cast;
 use crate::error::Error;
 use crate::packet::MOST_FRAMES;
@@ -25,8 +27,8 @@ impl Core {
         if !frames.is_empty() {
             self.give_back(frames, kept);
         }
-        if sent > 0 || self.kick_again {
-            self.finish_send(sent);
+        if (sent > 0 || self.kick_again) && self.finish_send(sent) {
+            self.kick_once();
         }
     }
 
@@ -123,29 +125,54 @@ impl Core {
     }
 
     /// What a batch of frames made here leaves behind: of the topmost `count` chunks all but the last `left` were used, and
-    /// so many entries were written.
+    /// so many entries were written. Says whether to [`Self::kick_once`].
     #[inline(never)]
-    pub(crate) extern "C" fn finish_transmit(&mut self, count: u32, left: u32, written: u32) {
+    pub(crate) extern "C" fn finish_transmit(&mut self, count: u32, left: u32, written: u32) -> bool {
         self.chunks.take_from_top(count, left);
-        self.publish(written);
+        self.publish(written)
     }
 
-    /// Publishes TX entries, and calls the kernel where it asks for it.
+    /// Publishes TX entries. Says whether to [`Self::kick_once`].
     #[inline(never)]
-    pub(crate) extern "C" fn finish_send(&mut self, count: u32) {
-        self.publish(count);
+    pub(crate) extern "C" fn finish_send(&mut self, count: u32) -> bool {
+        self.publish(count)
     }
 
+    /// Publishes TX entries, and calls the kernel where it asks for it; but where one call is enough, it says so, and that
+    /// is for the caller.
     #[inline(always)]
-    fn publish(&mut self, count: u32) {
+    fn publish(&mut self, count: u32) -> bool {
         self.stage(count);
-        if self.kick_again {
-            if let Some(tx) = &self.rings.tx {
-                tx.publish();
-            }
-            if let Err(error) = self.kick_tx() {
-                self.deferred = Some(error);
-            }
+        let Some(tx) = self.rings.tx.as_mut().filter(|_| self.kick_again) else {
+            return false;
+        };
+        tx.publish();
+        if self.in_flight < self.socket.kick_frames() {
+            self.kick_again = false;
+            return tx.needs_wakeup() && !tx.is_drained();
+        }
+        if let Err(error) = self.kick_tx() {
+            self.deferred = Some(error);
+        }
+        false
+    }
+
+    /// Calls the kernel for a few frames, in the loop of who sends them: that makes a round trip a fifth shorter on some
+    /// processors ([`Socket::kick_tx`]).
+    ///
+    /// [`Socket::kick_tx`]: crate::socket::Socket::kick_tx
+    #[inline(always)]
+    pub(crate) fn kick_once(&mut self) {
+        if let Err(errno) = self.socket.kick_tx_once() {
+            self.not_kicked(errno.raw_os_error());
+        }
+    }
+
+    #[cold]
+    extern "C" fn not_kicked(&mut self, errno: i32) {
+        match self.socket.not_kicked(Errno::from_raw_os_error(errno)) {
+            Ok(kick) => self.kick_again = kick == Kick::Again,
+            Err(error) => self.deferred = Some(error),
         }
     }
 

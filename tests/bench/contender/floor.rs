@@ -234,6 +234,7 @@ impl Contender for Floor {
         count
     }
 
+    #[inline(always)]
     fn ping(&mut self) {
         self.forget_completed();
         let descriptor = Descriptor {
@@ -247,6 +248,7 @@ impl Contender for Floor {
         self.kick();
     }
 
+    #[inline(always)]
     fn pong(&mut self) -> bool {
         if self.rx.ready() == 0 {
             return false;

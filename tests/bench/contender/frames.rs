@@ -86,6 +86,7 @@ impl Contender for Frames {
         count
     }
 
+    #[inline(always)]
     fn ping(&mut self) {
         let mut batch = sound(self.xsk.transmit(1));
         if let Some(frame) = batch.next_frame() {
@@ -93,6 +94,7 @@ impl Contender for Frames {
         }
     }
 
+    #[inline(always)]
     fn pong(&mut self) -> bool {
         let mut batch = sound(self.xsk.receive(1));
         batch.next_frame().is_some()

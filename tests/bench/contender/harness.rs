@@ -167,7 +167,9 @@ fn measured<C>(
     (done, empty)
 }
 
-/// One frame at a time, round and round.
+/// One frame at a time, round and round. Every contender has its two halves inlined here, and with them its system call
+/// if it is no function of libc's: a return right after that takes 0.45 microseconds of 2.25 where the kernel's own are
+/// guarded ("Safe RET").
 #[inline(never)]
 fn measured_pings<C: Contender>(
     contender: &mut C,

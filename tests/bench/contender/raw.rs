@@ -113,6 +113,7 @@ impl Contender for Raw {
         sound(forwarded)
     }
 
+    #[inline(always)]
     fn ping(&mut self) {
         self.forget_completed();
         let frame = Descriptor {
@@ -124,6 +125,7 @@ impl Contender for Raw {
         self.kick();
     }
 
+    #[inline(always)]
     fn pong(&mut self) -> bool {
         sound(self.rx.recycle(&mut self.fill, 1)) > 0
     }

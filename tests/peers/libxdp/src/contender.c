@@ -173,7 +173,7 @@ static unsigned int l2fwd(struct contender *c)
 	return count;
 }
 
-static void ping(struct contender *c)
+static inline __attribute__((always_inline)) void ping(struct contender *c)
 {
 	__u32 to;
 
@@ -189,7 +189,7 @@ static void ping(struct contender *c)
 	kick(c);
 }
 
-static bool pong(struct contender *c)
+static inline __attribute__((always_inline)) bool pong(struct contender *c)
 {
 	__u32 from, to;
 

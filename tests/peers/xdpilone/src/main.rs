@@ -173,6 +173,7 @@ impl Contender for Xdpilone {
         count
     }
 
+    #[inline(always)]
     fn ping(&mut self) {
         self.forget_completed();
         let mut free = self.tx.transmit(1);
@@ -186,6 +187,7 @@ impl Contender for Xdpilone {
         self.kick();
     }
 
+    #[inline(always)]
     fn pong(&mut self) -> bool {
         let mut received = self.rx.receive(1);
         let Some(frame) = received.read() else {
