@@ -14,6 +14,7 @@ use crate::{CHUNK_BYTES, CHUNKS, QUEUES, RINGS, libxdp, ours};
 /// What was measured, round by round.
 #[derive(Debug, Default)]
 pub(crate) struct Rounds {
+    pub(crate) empty: Vec<ours::EmptyCalls>,
     pub(crate) ours: Vec<ours::Steps>,
     pub(crate) libxdp: Vec<libxdp::Steps>,
     pub(crate) library: Vec<Duration>,
@@ -92,7 +93,12 @@ impl Figures {
         );
         type Bound = fn(&ours::BoundSteps) -> Duration;
         let bound = |step, times: Bound| only_ours(step, Times::of(rounds.bound.iter().map(times)));
+        let empty = |step, time: fn(&ours::EmptyCalls) -> Duration| {
+            only_ours(step, Times::of(rounds.empty.iter().map(time)))
+        };
         let steps = vec![
+            empty("GetInfo: a call, answered at once", |it| it.get_info),
+            empty("ListLeases of none: asks the engine", |it| it.list_leases),
             both("memory: map and prefault", |it| it.memory, |it| it.memory),
             only_ours("Acquire", ours(|it| it.acquire)),
             both("umem: register | xsk_umem__create", |it| it.umem, |it| it.umem),

@@ -133,6 +133,8 @@ fn measure(
     let mut rounds = Rounds::default();
     for round in 0..WARM_UP + count {
         let queue = round % QUEUES;
+        let empty = ours.empty_calls()?;
+        thread::sleep(PAUSE);
         let steps = ours.by_steps("eth0", SocketKind::Prepared, queue)?;
         thread::sleep(PAUSE);
         let theirs = libxdp.turn(QUEUES + queue)?;
@@ -162,6 +164,7 @@ fn measure(
         thread::sleep(PLACEHOLDERS_GO);
 
         if round >= WARM_UP {
+            rounds.empty.push(empty);
             rounds.ours.push(steps);
             rounds.libxdp.push(theirs);
             rounds.library.push(library);
