@@ -85,6 +85,8 @@ mod grant;
 pub mod hostile;
 #[cfg(feature = "datapath")]
 mod inherit;
+#[cfg(feature = "datapath")]
+mod memfd;
 #[cfg(feature = "sys")]
 mod memlock;
 #[cfg(feature = "datapath")]

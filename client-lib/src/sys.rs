@@ -7,6 +7,8 @@
 #![expect(unsafe_code, reason = "mmap")]
 
 mod fds;
+#[cfg(miri)]
+mod interpreted;
 mod option;
 mod process;
 mod registration;
@@ -14,9 +16,12 @@ mod registration;
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::ptr::{self, NonNull};
+#[cfg(not(miri))]
+use std::ptr;
+use std::ptr::NonNull;
 
 use rustix::io::Errno;
+#[cfg(not(miri))]
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpWithSharedUmem, XdpOptionsFlags};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
@@ -261,24 +266,10 @@ impl Mapping {
     /// What mmap says; for a ring EINVAL where the socket lacks it or it is smaller, EBUSY on a bound socket below
     /// about Linux 6.4 (`xsk_mmap`, net/xdp/xsk.c).
     pub fn new(fd: impl AsFd, offset: u64, bytes: usize, prefault: Prefault) -> io::Result<Self> {
-        let flags = match prefault {
-            Prefault::Yes => MapFlags::SHARED | MapFlags::POPULATE,
-            // Huge pages are not taken from their pool for a mapping that may never touch them.
-            Prefault::No => MapFlags::SHARED | MapFlags::NORESERVE,
-        };
-        // SAFETY: without MAP_FIXED the kernel picks addresses that nothing uses, so no existing object changes.
-        let start = unsafe {
-            rustix::mm::mmap(
-                ptr::null_mut(),
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                flags,
-                fd,
-                offset,
-            )?
-        };
-        let start = NonNull::new(start).ok_or(Errno::NOMEM)?;
-        Ok(Self { start, bytes })
+        Ok(Self {
+            start: map(fd.as_fd(), offset, bytes, prefault)?,
+            bytes,
+        })
     }
 
     /// Its first byte. Aligned to a page.
@@ -299,11 +290,29 @@ impl Mapping {
     }
 }
 
+#[cfg(not(miri))]
+fn map(fd: BorrowedFd<'_>, offset: u64, bytes: usize, prefault: Prefault) -> io::Result<NonNull<c_void>> {
+    let flags = match prefault {
+        Prefault::Yes => MapFlags::SHARED | MapFlags::POPULATE,
+        // Huge pages are not taken from their pool for a mapping that may never touch them.
+        Prefault::No => MapFlags::SHARED | MapFlags::NORESERVE,
+    };
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: without MAP_FIXED the kernel picks addresses that nothing uses, so no existing object changes.
+    let start = unsafe { rustix::mm::mmap(ptr::null_mut(), bytes, protection, flags, fd, offset)? };
+    Ok(NonNull::new(start).ok_or(Errno::NOMEM)?)
+}
+
+#[cfg(miri)]
+use interpreted::{map, munmap};
+#[cfg(not(miri))]
+use rustix::mm::munmap;
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: exactly the range that `new` mapped; only this value knows it, and whoever took a pointer from
         // `start` did so in unsafe code that answers for its lifetime.
-        let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr(), self.bytes) };
+        let unmapped = unsafe { munmap(self.start.as_ptr(), self.bytes) };
         debug_assert!(unmapped.is_ok(), "munmap of a mapping of our own: {unmapped:?}");
     }
 }

@@ -7,13 +7,14 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::SealFlags;
 use rustix::io::Errno;
 
 use crate::error::Error;
+use crate::memfd;
 use crate::setup::Memory;
 use crate::sys::{ChunkPlacement, Mapping, Prefault, TxChecksums, UmemLayout};
-use crate::wire::{NoUmem, UmemShape};
+use crate::wire::UmemShape;
 
 /// How many bytes [`TxFrame`](crate::TxFrame)s leave before them for what is asked of the device (`struct
 /// xsk_tx_metadata`, include/uapi/linux/if_xdp.h, as of Linux 6.14; older kernels use less of it).
@@ -50,7 +51,7 @@ impl UmemOptions {
         self
     }
 
-    /// How many chunks; an even number.
+    /// How many chunks, from 2 to 1,048,576; an even number where they are of 2048 bytes.
     pub const fn chunks(mut self, chunks: u32) -> Self {
         self.shape.chunks = chunks;
         self
@@ -78,7 +79,8 @@ impl UmemOptions {
         self
     }
 
-    /// Bytes left free at the start of each received frame's chunk, beside the kernel's own 256; none if not set.
+    /// Bytes left free at the start of each received frame's chunk, beside the kernel's own 256; none if not set. So much
+    /// less a received frame can have: a chunk without 256 bytes and these.
     /// [`RxFrame::grow_front`](crate::RxFrame::grow_front) takes from them, for a header to be put before it.
     pub const fn headroom_bytes(mut self, bytes: u32) -> Self {
         self.shape.headroom_bytes = bytes;
@@ -86,7 +88,7 @@ impl UmemOptions {
     }
 
     /// On huge pages of the machine's default size, which its administrator has set aside (`vm.nr_hugepages`). The length
-    /// must be a multiple of their size.
+    /// must be a multiple of their size. Not with [`Self::unaligned`].
     pub const fn on_hugepages(mut self) -> Self {
         self.shape.hugepages = true;
         self
@@ -120,13 +122,7 @@ impl UmemOptions {
             shape.check()?;
             return Ok(shape.bytes());
         }
-        let fits = (2048..=4096).contains(&shape.chunk_bytes) && (2..=1 << 20).contains(&shape.chunks);
-        if !fits || shape.hugepages {
-            return Err(Error::UmemShape(NoUmem::Chunks {
-                chunk_bytes: shape.chunk_bytes,
-                chunks: shape.chunks,
-            }));
-        }
+        shape.check_unaligned()?;
         Ok(shape.bytes().next_multiple_of(4096))
     }
 }
@@ -163,10 +159,9 @@ impl Umem {
     pub fn new(options: &UmemOptions) -> Result<Self, Error> {
         let (shape, bytes) = (options.shape, options.bytes()?);
         let failed = |call| move |cause| failed(call, shape, cause);
-        let memfd = memfd(shape).map_err(failed("memfd_create"))?;
-        rustix::fs::ftruncate(&memfd, bytes).map_err(|errno| failed("ftruncate")(errno.into()))?;
-        let seals = SealFlags::SHRINK | SealFlags::GROW;
-        rustix::fs::fcntl_add_seals(&memfd, seals).map_err(|errno| failed("F_ADD_SEALS")(errno.into()))?;
+        let memfd = memfd::empty(shape.hugepages).map_err(failed("memfd_create"))?;
+        memfd::set_length(&memfd, bytes).map_err(failed("ftruncate"))?;
+        memfd::seal(&memfd, SealFlags::SHRINK | SealFlags::GROW).map_err(failed("F_ADD_SEALS"))?;
         Self::map(memfd, bytes, options)
     }
 
@@ -201,7 +196,7 @@ impl Umem {
         let memory = Mapping::new(&memfd, 0, length, options.prefault).map_err(failed("mmap"))?;
         // After the mapping: FUTURE_WRITE leaves the mappings alone that there are (`memfd_add_seals`, mm/memfd.c).
         let seals = SealFlags::FUTURE_WRITE | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&memfd, seals).map_err(|errno| failed("F_ADD_SEALS")(errno.into()))?;
+        memfd::seal(&memfd, seals).map_err(failed("F_ADD_SEALS"))?;
         Ok(Self {
             memory,
             memfd,
@@ -304,17 +299,6 @@ fn failed(call: &'static str, shape: UmemShape, cause: io::Error) -> Error {
     }
 }
 
-/// An empty memfd that can be sealed and not executed.
-fn memfd(shape: UmemShape) -> io::Result<OwnedFd> {
-    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    flags.set(MemfdFlags::HUGETLB, shape.hugepages);
-    match rustix::fs::memfd_create("xsk-umem", flags | MemfdFlags::NOEXEC_SEAL) {
-        // Before Linux 6.3.
-        Err(Errno::INVAL) => Ok(rustix::fs::memfd_create("xsk-umem", flags)?),
-        made => Ok(made?),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,7 +311,15 @@ mod tests {
         }
         let odd = UmemOptions::new().chunk_bytes(3000).chunks(64);
         assert!(Umem::new(&odd).is_err());
-        assert!(Umem::new(&odd.clone().unaligned().chunk_bytes(2000)).is_err());
+        let odd = odd.unaligned();
+        for refused in [
+            odd.clone().chunk_bytes(2000),
+            odd.clone().headroom_bytes(3000 - 256),
+            odd.clone().on_hugepages(),
+        ] {
+            assert!(matches!(Umem::new(&refused), Err(Error::UmemShape(_))));
+        }
+        assert!(Umem::new(&odd.headroom_bytes(3000 - 257)).is_ok());
     }
 
     #[test]
@@ -341,12 +333,13 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
     fn what_could_end_the_process_is_not_adopted() {
         let shape = UmemOptions::new().chunks(4).shape();
         let made = |bytes, seals| {
-            let memfd = memfd(shape).unwrap();
-            rustix::fs::ftruncate(&memfd, bytes).unwrap();
-            rustix::fs::fcntl_add_seals(&memfd, seals).unwrap();
+            let memfd = memfd::empty(shape.hugepages).unwrap();
+            memfd::set_length(&memfd, bytes).unwrap();
+            memfd::seal(&memfd, seals).unwrap();
             memfd
         };
         let umem = Umem::adopt(made(4 * 2048, SealFlags::SHRINK), shape).unwrap();
@@ -356,6 +349,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
     fn the_memfd_is_sealed_against_writers() {
         let umem = Umem::new(&UmemOptions::new().chunks(4)).unwrap();
         assert_eq!(rustix::io::pwrite(umem.memfd(), b"x", 0), Err(Errno::PERM));

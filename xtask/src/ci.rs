@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::{api, build_ebpf, repository, shell, test, tidy};
+use crate::{api, build_ebpf, miri, repository, shell, test, tidy};
 
 /// Run every check that a change must pass: format, clippy, tidy, documentation, licences, the eBPF object,
-/// the example policy, and all tests.
+/// the example policy, Miri where it is installed, and all tests.
 ///
 /// All steps run, also after one failed, and a table at the end tells what came of each and how long it took.
 /// On a bare machine `.ci/run` installs what this needs and then calls it.
@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
 
 type Step = (&'static str, fn() -> Result<Outcome>);
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     ("format", format),
     ("tidy", || done(tidy::run(&tidy::Arguments {}))),
     ("clippy", clippy),
@@ -31,6 +31,7 @@ const STEPS: [Step; 8] = [
     ("build-ebpf --check", ebpf_object),
     ("policy example", policy_example),
     ("deny", deny),
+    ("miri", interpreted),
 ];
 const TEST: Step = ("test", || done(test::run(&test::Arguments::default())));
 
@@ -159,6 +160,14 @@ fn policy_example() -> Result<Outcome> {
         "policy.example.toml",
     ])?;
     Ok(Outcome::Passed)
+}
+
+/// The client library's unsafe code, where a nightly tool chain with Miri is: nothing is installed for it.
+fn interpreted() -> Result<Outcome> {
+    Ok(match miri::check()? {
+        None => Outcome::Passed,
+        Some(lack) => Outcome::Partly(format!("not run: {lack}")),
+    })
 }
 
 /// Licences, duplicates and origins by what is in the repository; known vulnerabilities by a database that

@@ -12,6 +12,7 @@ mod debian;
 mod demo;
 mod install_capi;
 mod machine;
+mod miri;
 mod peers;
 mod repository;
 mod shell;
@@ -43,6 +44,7 @@ enum Command {
     Tidy(tidy::Arguments),
     Ci(ci::Arguments),
     Api(api::Arguments),
+    Miri(miri::Arguments),
     BuildEbpf(build_ebpf::Arguments),
     InstallCapi(install_capi::Arguments),
 }
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
         Command::Api(arguments) => api::run(&arguments),
+        Command::Miri(arguments) => miri::run(&arguments),
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
         Command::InstallCapi(arguments) => install_capi::run(&arguments),
     };

@@ -43,10 +43,10 @@ impl FreeList {
         &mut self.entries[self.count..]
     }
 
-    /// One past the next one to use.
+    /// One past the next one to use: a pointer that may go down from there, to the first.
     #[inline]
     pub(crate) fn top(&mut self) -> *mut u64 {
-        self.spare().as_mut_ptr()
+        self.entries.as_mut_ptr().wrapping_add(self.count)
     }
 
     #[inline]

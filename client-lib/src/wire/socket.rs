@@ -140,7 +140,27 @@ impl UmemShape {
                 chunks: self.chunks,
             });
         }
-        // A chunk must have room for a byte at least.
+        self.check_headroom()
+    }
+
+    /// The same, for chunks that begin anywhere.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::check`].
+    pub fn check_unaligned(&self) -> Result<(), NoUmem> {
+        let fits = (2048..=4096).contains(&self.chunk_bytes) && (2..=1 << 20).contains(&self.chunks);
+        match fits && !self.hugepages {
+            true => self.check_headroom(),
+            false => Err(NoUmem::UnalignedChunks {
+                chunk_bytes: self.chunk_bytes,
+                chunks: self.chunks,
+            }),
+        }
+    }
+
+    /// A chunk must have room for a byte at least.
+    fn check_headroom(&self) -> Result<(), NoUmem> {
         let most = self.chunk_bytes - Self::KERNEL_HEADROOM_BYTES - 1;
         if self.headroom_bytes > most {
             return Err(NoUmem::Headroom {
@@ -167,6 +187,17 @@ pub enum NoUmem {
          together a multiple of 4096 bytes"
     )]
     Chunks {
+        /// The size of a chunk.
+        chunk_bytes: u32,
+        /// How many.
+        chunks: u32,
+    },
+    /// Size or number of its chunks, where these begin anywhere.
+    #[error(
+        "umem of {chunks} unaligned chunks of {chunk_bytes} bytes: such chunks are of 2048 to 4096 bytes, 2 to 1048576 of \
+         them, and not on huge pages"
+    )]
+    UnalignedChunks {
         /// The size of a chunk.
         chunk_bytes: u32,
         /// How many.
