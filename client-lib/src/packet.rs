@@ -14,5 +14,4 @@ mod transmit;
 pub use received::{ReceivedPackets, RxPacket};
 pub use transmit::TransmitPackets;
 
-/// Of how many frames a packet may be that is sent (`MAX_SKB_FRAGS` and the first, include/linux/skbuff.h).
-pub(crate) const MOST_FRAMES: u32 = 18;
+pub(crate) use crate::ring::MOST_PACKET_FRAMES as MOST_FRAMES;

@@ -50,6 +50,11 @@
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! **Packets of several descriptors.** Where sockets are bound with
+//! [`BindOptions::multi_buffer`](crate::BindOptions::multi_buffer) (Linux 6.6), [`RxRing::peek_packets`] gives each packet as
+//! a slice of its descriptors and [`Reserved::write_packet`] writes all of them or none, so that neither a batch nor a
+//! ring's end ever cuts one. Everything else counts descriptors.
 
 #![expect(unsafe_code, reason = "memory that somebody else manages")]
 
@@ -60,8 +65,8 @@ use std::time::Duration;
 
 pub use crate::metadata::{TX_METADATA_CHECKSUM, TX_METADATA_LAUNCH_TIME, TX_METADATA_TIMESTAMP, TxMetadata};
 pub use crate::ring::{
-    CompletionRing, CorruptRing, Descriptor, FillRing, PACKET_CONTINUES, Peeked, Reserved, RxRing,
-    TX_METADATA, TxRing,
+    CompletionRing, CorruptRing, Descriptor, FillRing, MOST_PACKET_FRAMES, PACKET_CONTINUES,
+    PeekPacketsError, Peeked, PeekedPackets, Reserved, RxRing, TX_METADATA, TxRing, UnfitPacket,
 };
 pub use crate::socket::Kick;
 pub use crate::sys::UmemLayout;
@@ -110,7 +115,9 @@ impl Umem {
     }
 
     /// Memory that is there already: the RAM of a guest, say. The kernel takes shared anonymous memory, memfds and
-    /// hugetlbfs; file-backed and read-only memory is EFAULT when it is bound. It begins at a page.
+    /// hugetlbfs; file-backed and read-only memory is EFAULT when it is bound. It begins at a page, and its length in
+    /// `bytes` is a whole number of chunks where these are aligned: else EINVAL (`xdp_umem_reg`, net/xdp/xdp_umem.c). All of
+    /// it counts against RLIMIT_MEMLOCK. Descriptors name bytes from `start` on.
     ///
     /// # Safety
     ///
@@ -173,7 +180,8 @@ pub struct Xsk {
     /// Chunks to receive into. Empty at first: fill it before the lease is activated, or packets are dropped. Of a
     /// socket that only sends, zero-copy drivers want it filled too.
     pub fill: FillRing,
-    /// Chunks that were sent.
+    /// Chunks that were sent. Take them: while it has no room, the kernel sends nothing (`xsk_cq_reserve_addr_locked`,
+    /// net/xdp/xsk.c).
     pub completion: CompletionRing,
     /// What wakes the kernel.
     pub socket: Socket,
@@ -245,8 +253,9 @@ impl Socket {
         self.0.socket.kick_fill(fill)
     }
 
-    /// Waits until there is something in the RX ring, or for `timeout`, or for a signal. Says whether there is. Like any
-    /// poll it sends what is in the TX ring. A device that went away wakes nobody: wait with a timeout, and kick.
+    /// Waits until there is something in the RX ring, or for `timeout` (`None`: for as long as it takes), or for a signal.
+    /// Says whether there is. Like any poll(2) it sends what is in the TX ring (`xsk_poll`, net/xdp/xsk.c). Neither chunks in
+    /// the completion ring nor a device that went away wake anybody: wait with a timeout, and kick.
     ///
     /// # Errors
     ///
@@ -255,7 +264,7 @@ impl Socket {
         Ok(self.0.socket.wait_readable(timeout)? == socket::Polled::Ready)
     }
 
-    /// How many frames one call into the kernel sends at most, in copy mode: see
+    /// How many frames one call into the kernel sends at most, in copy mode (Linux 6.17): see
     /// [`Xsk::set_tx_budget`](crate::Xsk::set_tx_budget).
     ///
     /// # Errors
@@ -265,7 +274,8 @@ impl Socket {
         self.0.socket.set_kick_frames(frames)
     }
 
-    /// Lowers busy polling: see [`Xsk::lower_busy_poll`](crate::Xsk::lower_busy_poll).
+    /// Lowers busy polling to so many packets and microseconds (Linux 5.11): see
+    /// [`Xsk::lower_busy_poll`](crate::Xsk::lower_busy_poll).
     ///
     /// # Errors
     ///

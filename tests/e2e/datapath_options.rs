@@ -33,6 +33,7 @@ pub(crate) fn asks_for(arguments: &[String]) {
             &BindOptions::new().multi_buffer(),
         ),
         "packets" => datapath_packets::reflect_packets(),
+        "raw packets" => datapath_packets::reflect_raw_packets(),
         "whole packets" => datapath_packets::send_whole_packets(),
         "no packets" => datapath_packets::send_what_cannot_be(),
         "huge pages" => reflect(
@@ -63,20 +64,22 @@ pub(crate) fn open(umem: &UmemOptions, options: &BindOptions, rings: u32) -> Xsk
             std::process::exit(0)
         }
     };
-    let bound: Bound<Xsk> = match grant(&mut broker, rings).bind_one(umem, options) {
-        Ok(bound) => bound,
-        // The kernel says that of flags which it does not know.
-        Err(error @ Error::Socket { .. }) if error.to_string().contains("os error 22") => {
-            println!("lacks {error}");
-            std::process::exit(0)
-        }
-        Err(error) => panic!("{error}"),
-    };
+    let bound = grant(&mut broker, rings).bind_one(umem, options);
+    let bound: Bound<Xsk> = bound.unwrap_or_else(|error| lacks(&error));
     let xsk = bound.activate(&mut broker).unwrap();
     // It lives as long as we do.
     std::mem::forget(broker);
     println!("active");
     xsk
+}
+
+/// Tells that this kernel cannot bind like that, if it is so.
+pub(crate) fn lacks(error: &Error) -> ! {
+    // The kernel says that of flags which it does not know.
+    let is_unknown = matches!(error, Error::Socket { .. }) && error.to_string().contains("os error 22");
+    assert!(is_unknown, "{error}");
+    println!("lacks {error}");
+    std::process::exit(0)
 }
 
 fn reflect(umem: &UmemOptions, options: &BindOptions) {

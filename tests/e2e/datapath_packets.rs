@@ -6,9 +6,9 @@ use e2e::packets;
 use e2e::skip;
 use e2e::skip::Skip;
 use e2e::world::Side;
-use xsk_client::{BindOptions, UmemOptions, UnsentReason};
+use xsk_client::{BindOptions, Broker, UmemOptions, UnsentReason, raw};
 
-use crate::datapath_options::{open, with};
+use crate::datapath_options::{grant, lacks, open, with};
 use crate::lease_scene::{PATIENCE, payload, port};
 
 const MTU: u32 = 9000;
@@ -44,6 +44,46 @@ pub(crate) fn reflect_packets() {
         for packet in copies {
             batch.send(&packet).unwrap();
         }
+    }
+}
+
+/// The same by the raw layer, which neither a batch of seven descriptors nor a reservation of as many ever cuts.
+pub(crate) fn reflect_raw_packets() {
+    let umem = raw::Umem::new(&UmemOptions::new().chunks(256)).unwrap();
+    let mut broker = Broker::connect().unwrap();
+    let bound = grant(&mut broker, 64).bind_raw(&umem, &BindOptions::new().multi_buffer());
+    let mut bound = bound.unwrap_or_else(|error| lacks(&error));
+    let mut free: Vec<u64> = (0..256).map(|chunk| chunk * 2048).collect();
+    let filled = bound.sockets_mut()[0].fill.produce_last(&free).unwrap();
+    free.truncate(free.len() - filled);
+    let xsk = bound.activate(&mut broker).unwrap().pop().unwrap();
+    let (mut rx, mut tx, mut fill, mut completion) =
+        (xsk.rx.unwrap(), xsk.tx.unwrap(), xsk.fill, xsk.completion);
+    println!("active");
+    let mut copies = [raw::Descriptor::default(); 7];
+    loop {
+        xsk.socket.wait(Some(Duration::from_millis(1))).unwrap();
+        if let Some(mut sent) = completion.peek(..=64).unwrap() {
+            free.extend(&mut sent);
+            sent.release();
+        }
+        let filled = fill.produce_last(&free).unwrap();
+        free.truncate(free.len() - filled);
+        xsk.socket.kick_fill(&fill).unwrap();
+        if let Some(mut packets) = rx.peek_packets(&mut copies).unwrap()
+            && let Some(mut entries) = tx.reserve(1..=7).unwrap()
+        {
+            while let Some(packet) = packets.next_within(entries.remaining()) {
+                let lengths: Vec<u32> = packet.iter().map(|it| it.length).collect();
+                // Only the last is not full, as the kernel cuts them.
+                assert!(lengths.is_sorted_by(|one, next| one >= next), "{lengths:?}");
+                assert!(packet.iter().all(|it| umem.frame(it).is_some()));
+                entries.write_packet(packet).unwrap();
+            }
+            packets.release();
+            entries.commit();
+        }
+        while xsk.socket.kick_tx(&mut tx).unwrap() == raw::Kick::Again {}
     }
 }
 
@@ -91,9 +131,9 @@ pub(crate) fn send_what_cannot_be() {
     std::thread::sleep(Duration::from_secs(600));
 }
 
-#[test]
-fn jumbo_packets_are_taken_and_sent_whole() {
-    let lacks = with("packets", Some(MTU), |world, holder, peer| {
+/// Jumbo packets in bursts, to a holder that sends each back.
+fn jumbo_packets_come_back(what: &str) {
+    let lacks = with(what, Some(MTU), |world, holder, peer| {
         let (from, to) = (
             world.device(Side::PEER).end(9),
             world.device(Side::Host).end(port(QUEUE)),
@@ -126,6 +166,16 @@ fn jumbo_packets_are_taken_and_sent_whole() {
     if let Some(probe) = lacks {
         skip!(Skip::KernelLacks { probe });
     }
+}
+
+#[test]
+fn jumbo_packets_are_taken_and_sent_whole() {
+    jumbo_packets_come_back("packets");
+}
+
+#[test]
+fn jumbo_packets_are_whole_in_the_raw_layer() {
+    jumbo_packets_come_back("raw packets");
 }
 
 #[test]

@@ -282,6 +282,7 @@ mod tests {
 
     use super::*;
     use crate::cast;
+    use crate::hostile::cases;
 
     fn descriptor() -> impl Strategy<Value = Descriptor> {
         let address = prop_oneof![0..1_u64 << 16, any::<u64>(), (1_u64 << 16) - 64..(1 << 16) + 64];
@@ -322,6 +323,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(cases(256))]
+
         /// From any place of the ring, of either alignment.
         #[test]
         fn addresses_are_masked_while_they_are_copied(

@@ -81,6 +81,21 @@ impl RxRing {
             unsafe { source.copy_addresses(&target) }
         })
     }
+
+    /// Copies the entries that are there to the front of `copies`, as many as fit, and says how many. They stay in the ring.
+    #[inline]
+    pub(super) fn copy_ready(&mut self, copies: &mut [Descriptor]) -> Result<u32, CorruptRing> {
+        let wanted = u32::try_from(copies.len()).unwrap_or(u32::MAX);
+        let count = self.cursor.peek(0..=wanted)?;
+        let run = self.map.run(self.cursor.index(), count);
+        let beyond = self.map.first_run(count - run.count);
+        let (first, rest) = copies.split_at_mut(run.count as usize);
+        // SAFETY: a run of this ring, which is borrowed and so mapped; every x86-64 has SSE2.
+        unsafe { run.copy_to(first) };
+        // SAFETY: as above.
+        unsafe { beyond.copy_to(rest) };
+        Ok(count)
+    }
 }
 
 impl<D: Entry> ConsumerRing<D> {

@@ -217,13 +217,13 @@ mod loom_tests {
         }
     }
 
-    /// Loom's `UnsafeCell` fails the test if a read and a write of one entry are not ordered.
-    #[test]
-    fn loom_entries_are_written_before_they_are_seen_and_read_before_they_are_reused() {
+    /// Sends numbers through a ring. What the consumer sees of them `give_back` is asked how many to give back. Loom's
+    /// `UnsafeCell` fails the test if a read and a write of one entry are not ordered.
+    fn numbers_pass(give_back: fn(&[u32]) -> usize) {
         let mut model = loom::model::Builder::new();
         // Bugs of this kind need few preemptions; every schedule without a bound takes minutes.
         model.preemption_bound = Some(3);
-        model.check(|| {
+        model.check(move || {
             const SIZE: u32 = 2;
             const TOTAL: u32 = 3;
             let start = u32::MAX;
@@ -253,17 +253,34 @@ mod loom_tests {
             let mut expected = 0;
             while expected < TOTAL {
                 let count = consumer.peek(1..=SIZE).unwrap();
-                for offset in 0..count {
-                    // SAFETY: a peeked entry is the consumer's alone; loom checks it.
-                    let value =
-                        memory[slot(consumer.index().wrapping_add(offset))].with(|entry| unsafe { *entry });
-                    assert_eq!(value, expected);
-                    expected += 1;
-                }
-                consumer.release(count);
+                let seen: Vec<u32> = (0..count)
+                    .map(|offset| {
+                        // SAFETY: a peeked entry is the consumer's alone; loom checks it.
+                        memory[slot(consumer.index().wrapping_add(offset))].with(|entry| unsafe { *entry })
+                    })
+                    .collect();
+                assert!(seen.iter().copied().eq(expected..expected + count), "{seen:?}");
+                let given_back = u32::try_from(give_back(&seen)).unwrap();
+                consumer.release(given_back);
+                expected += given_back;
                 loom::thread::yield_now();
             }
             thread.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_entries_are_written_before_they_are_seen_and_read_before_they_are_reused() {
+        numbers_pass(<[u32]>::len);
+    }
+
+    /// The first two are one packet. Its first half is looked at as often as it takes, and not given back by itself.
+    #[test]
+    fn loom_what_was_seen_and_not_given_back_is_seen_again() {
+        numbers_pass(|seen| {
+            seen.iter()
+                .rposition(|number| *number > 0)
+                .map_or(0, |last| last + 1)
         });
     }
 }

@@ -15,12 +15,14 @@ pub mod cursor;
 mod bulk;
 mod consumer;
 mod map;
+mod packets;
 mod producer;
 mod run;
 
 pub use consumer::{ConsumerRing, Peeked};
 pub use cursor::CorruptRing;
 pub use map::Entry;
+pub use packets::{MOST_PACKET_FRAMES, PeekPacketsError, PeekedPackets, UnfitPacket};
 pub use producer::{ProducerRing, Reserved};
 
 pub(crate) use run::{Access, Run, transfer};
@@ -35,7 +37,8 @@ pub type RxRing = ConsumerRing<Descriptor>;
 pub type TxRing = ProducerRing<Descriptor>;
 
 /// `XDP_PKT_CONTD`, an option of a descriptor: the packet goes on with the next one (include/uapi/linux/if_xdp.h,
-/// Linux 6.6).
+/// Linux 6.6). [`RxRing::peek_packets`] and [`Reserved::write_packet`] keep such packets whole; all other calls count
+/// descriptors, and may end in the middle of a packet.
 pub const PACKET_CONTINUES: u32 = 1 << 0;
 /// `XDP_TX_METADATA`, an option of a descriptor to send: there is a `TxMetadata` before the frame (Linux 6.8).
 pub const TX_METADATA: u32 = 1 << 1;
@@ -44,11 +47,13 @@ pub const TX_METADATA: u32 = 1 << 1;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Descriptor {
-    /// Where the frame begins, in bytes from the start of the umem.
+    /// Where the frame begins, in bytes from the start of the umem. In the RX ring of a umem with unaligned chunks the upper
+    /// 16 bits are an offset that is to be added to the lower 48 ([`raw::Umem::frame`](crate::raw::Umem::frame) does so).
     pub address: u64,
-    /// Its length in bytes.
+    /// Its length in bytes, to its chunk's end at most: a longer packet is several descriptors.
     pub length: u32,
-    /// `XDP_PKT_CONTD` and the like; 0 for a frame of one chunk.
+    /// [`PACKET_CONTINUES`] and [`TX_METADATA`], together; 0 for a packet of one chunk. The kernel refuses a descriptor with
+    /// any other bit, and counts it (`tx_invalid_descs`).
     pub options: u32,
 }
 

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
+use crate::hostile::cases;
 
 impl SharedIndex for &Cell<u32> {
     fn load(&self) -> u32 {
@@ -45,6 +46,8 @@ fn start() -> impl Strategy<Value = u32> {
 }
 
 proptest! {
+    #![proptest_config(cases(256))]
+
     /// The oracle is a queue of numbers. Both sides run against it, from any start, over rings of any size.
     #[test]
     fn a_ring_is_a_queue(start in start(), shift in 0..6u32, steps in prop::collection::vec(step(), 1..200)) {
