@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use e2e::binaries;
 use e2e::broker::BrokerProcess;
+use e2e::kernel;
 use e2e::packet_socket::PacketSocket;
 use e2e::packets::{Mac, ethernet};
 use e2e::process::Process;
 use e2e::sink_program::{Fate, SinkProgram};
+use e2e::skip;
+use e2e::skip::Skip;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use serde_json::Value;
@@ -148,6 +151,55 @@ fn l2fwd_sends_each_packet_back() {
     });
 }
 
+/// As an xdpsock user types it, with packets that take several chunks.
+#[test]
+fn jumbo_packets_are_sent_back_at_xdpsocks_words() {
+    if !kernel::has_multi_buffer().unwrap() {
+        let probe = "bind with XDP_USE_SG: EINVAL".to_owned();
+        skip!(Skip::KernelLacks { probe });
+    }
+    let world = World::new().unwrap();
+    for side in [Side::Host, Side::PEER] {
+        let index = world.device(side).index;
+        world.netlink(side).set_mtu(index, 9000).unwrap();
+    }
+    let uid = Uid::take().unwrap();
+    let _broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "1-3")])).unwrap();
+    let wire = PacketSocket::open(&world, Side::PEER).unwrap();
+    wire.steer(QUEUE).unwrap();
+    let perf = world
+        .install("xskperf", &binaries::program("xskperf").unwrap())
+        .unwrap();
+    let mut command = Command::new(perf);
+    command.env_clear().args(["-l", "-i", "eth0", "-q", "1", "-p"]);
+    command.args(["-F", "-c", "-b", "3", "-C", "100", "-n", "0.1", "--json"]);
+    let mut process = Process::spawn(world.namespace(Side::Host), Some(&uid.user()), command).unwrap();
+    let active = event(&process, "active");
+    assert_eq!(
+        (&active["test"], &active["socket"]["queue"]),
+        (&"l2fwd".into(), &"eth0:1".into())
+    );
+    let mut bytes = 0;
+    for number in 0..100_u8 {
+        let payload = vec![number; 50 + usize::from(number) * 89];
+        bytes += payload.len() + 14;
+        wire.send(&ethernet(US, PEER, 0x88b5, &payload)).unwrap();
+        let expected = ethernet(PEER, US, 0x88b5, &payload);
+        let back = wire
+            .expect(PATIENCE, |it| (it == expected).then_some(()))
+            .unwrap();
+        assert!(
+            back.is_some(),
+            "packet {number} did not come back: {}",
+            process.last_words()
+        );
+    }
+    let sum = event(&process, "sum");
+    assert_eq!((&sum["rxPackets"], &sum["rxBytes"]), (&100.into(), &bytes.into()));
+    assert_eq!((&sum["txPackets"], &sum["txBytes"]), (&100.into(), &bytes.into()));
+    assert!(process.wait(PATIENCE).unwrap().success());
+}
+
 #[test]
 fn pingpong_measures_round_trips() {
     // A packet that is reflected keeps the queue that the veth's XDP_TX chooses: the CPU's, so the device has one.
@@ -198,6 +250,37 @@ fn without_a_queue_it_says_what_to_write() {
     );
 }
 
+/// What cannot be is said at once, in this program's words.
+#[test]
+fn wrong_wishes_are_told() {
+    let world = World::new().unwrap();
+    let uid = Uid::take().unwrap();
+    let _broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "1-3")])).unwrap();
+    let perf = world
+        .install("xskperf", &binaries::program("xskperf").unwrap())
+        .unwrap();
+    for (words, code, expected) in [
+        (
+            "txonly eth0:1 -s 3000",
+            1,
+            "--frame-bytes 3000: at most 2048, which is a chunk: see --chunk-bytes, or --frags",
+        ),
+        (
+            "-r -i eth0 -q 1 -S",
+            2,
+            "there is no -S here: how the XDP program is attached",
+        ),
+        ("rxdrop eth0:1 -z", 1, "zero-copy"),
+    ] {
+        let mut command = Command::new(&perf);
+        command.env_clear().args(words.split(' '));
+        let mut process = Process::spawn(world.namespace(Side::Host), Some(&uid.user()), command).unwrap();
+        assert_eq!(process.wait(PATIENCE).unwrap().code(), Some(code), "{words}");
+        let said = process.stderr().join("\n");
+        assert!(said.contains(expected), "{words}: {said}");
+    }
+}
+
 /// Nothing arrives, and nothing comes back: the sums say so, when it was told to end.
 #[test]
 fn it_ends_in_time_with_the_sums_where_nothing_arrives() {
@@ -205,7 +288,7 @@ fn it_ends_in_time_with_the_sums_where_nothing_arrives() {
     let uid = Uid::take().unwrap();
     let _broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "1-3")])).unwrap();
     for mode in ["rxdrop", "l2fwd", "pingpong"] {
-        let mut process = start(&world, &uid, Way::Acquired, &[mode, "-s", "0.2"]);
+        let mut process = start(&world, &uid, Way::Acquired, &[mode, "-d", "0.2"]);
         let sum = event(&process, "sum");
         assert_eq!(sum["rxPackets"], 0, "{sum}");
         // A ping is waited for half a second; to look at the clock after sixteen of them took 8 s.
@@ -242,7 +325,7 @@ fn what_is_inherited_is_taken_as_it_is() {
     assert_eq!(output.code, Some(1), "{output:?}");
     let words = "eth0:3 is not what was inherited, which is eth0:2";
     assert!(output.stderr.contains(words), "{output:?}");
-    if let Some(skip) = e2e::kernel::lacks_for_bound() {
+    if let Some(skip) = kernel::lacks_for_bound() {
         return skip.report().unwrap();
     }
     // A socket that the broker binds.

@@ -19,6 +19,10 @@ use xsk_client::wire::Target;
         ring full   arrived, and the RX ring had no room: this program was too slow (rx_ring_full)\n  \
         no chunk    arrived, and the fill ring was empty, or the packet longer than a chunk (rx_dropped)\n  \
         refused     descriptors that the kernel or the library refused: should be 0\n\n\
+        From xdpsock: the same letters mean the same, and `xskperf -l -i eth0 -q 4 -z -b 32` is taken for\n\
+        `xskperf l2fwd eth0:4 -z -b 32`. What differs: it sleeps where there is nothing to do unless told --busy,\n\
+        as xdpsock does with -p; a chunk has 2048 bytes unless -f says 4096; how XDP is attached is the\n\
+        policy's; copy or zero-copy is never left to the kernel, and the first line says which it is.\n\n\
         Examples:\n  \
         xskperf rxdrop eth0:4\n  \
         xskperf txonly eth0:4 --destination 02:00:00:00:00:01 --frame-bytes 1500 --seconds 10\n  \
@@ -29,6 +33,9 @@ pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) mode: Subcommand,
 }
+
+/// The words for [`Subcommand`].
+pub(crate) const MODES: [&str; 4] = ["rxdrop", "txonly", "l2fwd", "pingpong"];
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Subcommand {
@@ -58,44 +65,79 @@ pub(crate) struct Options {
     pub(crate) target: Option<Target>,
 
     /// End after so many seconds
-    #[arg(long, short = 's', value_name = "SECONDS")]
+    #[arg(long, short = 'd', alias = "duration", value_name = "SECONDS")]
     pub(crate) seconds: Option<f64>,
 
     /// End after so many packets, or round trips
-    #[arg(long, short = 'n', value_name = "PACKETS")]
+    #[arg(long, short = 'C', alias = "tx-pkt-count", value_name = "PACKETS")]
     pub(crate) packets: Option<u64>,
 
     /// How often a line is printed, in seconds
-    #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
+    #[arg(long, short = 'n', default_value_t = 1.0, value_name = "SECONDS")]
     pub(crate) interval: f64,
 
     /// Packets that are looked at or made at a time
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096), value_name = "PACKETS")]
+    #[arg(long, short = 'b', alias = "batch-size", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096), value_name = "PACKETS")]
     pub(crate) batch: u32,
 
     /// Entries of each ring, a power of two; the broker's default if not told
     #[arg(long, value_name = "ENTRIES")]
     pub(crate) rings: Option<u32>,
 
-    /// Chunks of the umem, of 2048 bytes each
+    /// Chunks of the umem
     #[arg(long, default_value_t = 2048, value_name = "CHUNKS")]
     pub(crate) chunks: u32,
 
-    /// Bytes of the packets that are made here, without the wire's checksum
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(60..=2048), value_name = "BYTES")]
+    /// Bytes of a chunk: 2048 or 4096. A packet that is longer, with 256 bytes for the kernel, is dropped
+    #[arg(
+        long,
+        short = 'f',
+        alias = "frame-size",
+        default_value_t = 2048,
+        value_name = "BYTES"
+    )]
+    pub(crate) chunk_bytes: u32,
+
+    /// Packets may be of several chunks (Linux 6.6): jumbo frames
+    #[arg(long, short = 'F')]
+    pub(crate) frags: bool,
+
+    /// Bytes of the packets that are made here, without the wire's checksum; one chunk's at most, or 18 with --frags
+    #[arg(long, short = 's', alias = "tx-pkt-size", default_value_t = 64, value_parser = clap::value_parser!(u32).range(60..=65535), value_name = "BYTES")]
     pub(crate) frame_bytes: u32,
 
     /// To whom the packets go that are made here
-    #[arg(long, default_value = "ff:ff:ff:ff:ff:ff", value_name = "MAC")]
+    #[arg(
+        long,
+        short = 'G',
+        alias = "tx-dmac",
+        default_value = "ff:ff:ff:ff:ff:ff",
+        value_name = "MAC"
+    )]
     pub(crate) destination: Mac,
 
     /// From whom they come
-    #[arg(long, default_value = "02:00:00:00:00:02", value_name = "MAC")]
+    #[arg(
+        long,
+        short = 'H',
+        alias = "tx-smac",
+        default_value = "02:00:00:00:00:02",
+        value_name = "MAC"
+    )]
     pub(crate) source: Mac,
 
-    /// Whether the kernel copies each packet, or the device uses our memory itself
-    #[arg(long, value_enum, default_value_t = Copying::Copy)]
-    pub(crate) mode: Copying,
+    /// Whether the kernel copies each packet, or the device uses our memory itself; if not told, as the rule requires,
+    /// else copy
+    #[arg(long, value_enum, group = "copying")]
+    pub(crate) mode: Option<Copying>,
+
+    /// As --mode zero-copy
+    #[arg(long, short = 'z', group = "copying")]
+    pub(crate) zero_copy: bool,
+
+    /// As --mode copy
+    #[arg(long, short = 'c', group = "copying")]
+    pub(crate) copy: bool,
 
     /// Never sleep: look again at once where there is nothing to do
     #[arg(long)]
@@ -119,6 +161,17 @@ pub(crate) enum Copying {
     ZeroCopy,
     /// Zero-copy where it can be had, else copy; the first line says which
     Auto,
+}
+
+impl Options {
+    /// What was told of it.
+    pub(crate) fn copying(&self) -> Option<Copying> {
+        match (self.zero_copy, self.copy) {
+            (true, _) => Some(Copying::ZeroCopy),
+            (_, true) => Some(Copying::Copy),
+            _ => self.mode,
+        }
+    }
 }
 
 /// An Ethernet address.
@@ -170,13 +223,32 @@ impl Mode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+        let modes: Vec<_> = Arguments::command()
+            .get_subcommands()
+            .map(|it| it.get_name().to_owned())
+            .collect();
+        assert_eq!(modes, MODES);
+    }
+
+    #[test]
+    fn the_mode_is_told_once() {
+        let options = |words: &[&str]| {
+            let words = ["xskperf", "rxdrop", "eth0:4"].iter().chain(words);
+            let Arguments { mode } = Arguments::try_parse_from(words).ok()?;
+            Some(mode.parts().1.copying())
+        };
+        assert_eq!(options(&[]), Some(None));
+        assert_eq!(options(&["-z"]), Some(Some(Copying::ZeroCopy)));
+        assert_eq!(options(&["--mode", "auto"]), Some(Some(Copying::Auto)));
+        assert_eq!(options(&["-z", "-c"]), None);
+        assert_eq!(options(&["-c", "--mode", "auto"]), None);
     }
 
     #[test]

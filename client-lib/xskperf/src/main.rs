@@ -12,13 +12,14 @@ mod latency;
 mod modes;
 mod report;
 mod socket;
+mod xdpsock;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use arguments::{Arguments, Mode};
 use latency::Latencies;
@@ -26,7 +27,12 @@ use modes::Worker;
 use report::Report;
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let words = xdpsock::translated(std::env::args_os().collect());
+    let words = words.unwrap_or_else(|wrong| {
+        let kind = clap::error::ErrorKind::InvalidValue;
+        Arguments::command().error(kind, wrong).exit()
+    });
+    match run(&Arguments::parse_from(words)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xskperf: {error:#}");

@@ -36,6 +36,7 @@ pub(crate) struct Worker {
     xsk: Xsk,
     batch: u32,
     busy: bool,
+    frags: bool,
     packet: Vec<u8>,
     counts: Counts,
     next_ping: u64,
@@ -53,6 +54,7 @@ impl Worker {
             xsk,
             batch: options.batch,
             busy: options.busy,
+            frags: options.frags,
             packet,
             counts: Counts::default(),
             next_ping: 0,
@@ -87,30 +89,43 @@ impl Worker {
     }
 
     pub(crate) fn receive_and_drop(&mut self) -> Result<()> {
-        let mut batch = self.xsk.receive(self.batch)?;
         let (mut packets, mut bytes) = (0, 0);
-        while let Some(frame) = batch.next_frame() {
-            packets += 1;
-            bytes += frame.len() as u64;
+        if self.frags {
+            let mut batch = self.xsk.receive_packets(self.batch)?;
+            while let Some(packet) = batch.next_packet() {
+                packets += 1;
+                bytes += packet.len() as u64;
+            }
+        } else {
+            let mut batch = self.xsk.receive(self.batch)?;
+            while let Some(frame) = batch.next_frame() {
+                packets += 1;
+                bytes += frame.len() as u64;
+            }
         }
-        drop(batch);
         self.counts.rx_packets += packets;
         self.counts.rx_bytes += bytes;
         self.rest_unless(packets > 0)
     }
 
     pub(crate) fn send(&mut self) -> Result<()> {
-        let mut batch = self.xsk.transmit(self.batch)?;
         let mut packets = 0;
-        while let Some(mut frame) = batch.next_frame() {
-            // A chunk keeps what was written to it, but none tells which one it is.
-            frame[..self.packet.len()].copy_from_slice(&self.packet);
-            match frame.send(self.packet.len()) {
-                Ok(()) => packets += 1,
-                Err(_unsent) => break,
+        if self.frags {
+            let mut batch = self.xsk.transmit_packets()?;
+            while packets < u64::from(self.batch) && batch.send(&self.packet).is_ok() {
+                packets += 1;
+            }
+        } else {
+            let mut batch = self.xsk.transmit(self.batch)?;
+            while let Some(mut frame) = batch.next_frame() {
+                // A chunk keeps what was written to it, but none tells which one it is.
+                frame[..self.packet.len()].copy_from_slice(&self.packet);
+                match frame.send(self.packet.len()) {
+                    Ok(()) => packets += 1,
+                    Err(_unsent) => break,
+                }
             }
         }
-        drop(batch);
         self.counts.tx_packets += packets;
         self.counts.tx_bytes += packets * self.packet.len() as u64;
         if packets == 0 && !self.busy {
@@ -122,6 +137,9 @@ impl Worker {
     }
 
     pub(crate) fn forward(&mut self) -> Result<()> {
+        if self.frags {
+            return self.forward_packets();
+        }
         let mut batch = self.xsk.receive(self.batch)?;
         let mut received = false;
         while let Some(mut frame) = batch.next_frame() {
@@ -129,13 +147,33 @@ impl Worker {
             let bytes = frame.len() as u64;
             self.counts.rx_packets += 1;
             self.counts.rx_bytes += bytes;
-            let Some(addresses) = frame.first_chunk_mut::<ADDRESSES>() else {
+            let Some(addresses) = frame.first_chunk_mut() else {
                 continue;
             };
-            let (to, from) = addresses.split_at_mut(ADDRESSES / 2);
-            to.swap_with_slice(from);
+            swap(addresses);
             // Where the TX ring is full the frame is recycled, as a switch would drop it: rx and tx differ by these.
             if frame.send().is_ok() {
+                self.counts.tx_packets += 1;
+                self.counts.tx_bytes += bytes;
+            }
+        }
+        drop(batch);
+        self.rest_unless(received)
+    }
+
+    /// The same, where a packet may be of several frames.
+    fn forward_packets(&mut self) -> Result<()> {
+        let mut batch = self.xsk.receive_packets(self.batch)?;
+        let mut received = false;
+        while let Some(mut packet) = batch.next_packet() {
+            received = true;
+            let bytes = packet.len() as u64;
+            self.counts.rx_packets += 1;
+            self.counts.rx_bytes += bytes;
+            let addresses = packet.frame_mut(0).and_then(|frame| frame.first_chunk_mut());
+            let Some(addresses) = addresses else { continue };
+            swap(addresses);
+            if packet.send().is_ok() {
                 self.counts.tx_packets += 1;
                 self.counts.tx_bytes += bytes;
             }
@@ -195,4 +233,10 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// Back to where it came from.
+fn swap(addresses: &mut [u8; ADDRESSES]) {
+    let (to, from) = addresses.split_at_mut(ADDRESSES / 2);
+    to.swap_with_slice(from);
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use xsk_client::raw::MOST_PACKET_FRAMES;
 use xsk_client::wire::{BindMode, QueueLock, RingSizes, SocketKind, XdpMode};
 use xsk_client::{BindOptions, Broker, Grant, Mode as BindingMode, Request, Umem, UmemOptions, Xsk};
 
@@ -63,16 +64,34 @@ pub(crate) fn open(options: &Options, mode: Mode) -> Result<Active> {
         acquired.interface,
         acquired.sockets.first().map_or(0, |socket| socket.queue)
     );
-    let binding = BindOptions::new().mode(match options.mode {
-        Copying::Copy => BindingMode::Copy,
-        Copying::ZeroCopy => BindingMode::ZeroCopy,
-        Copying::Auto => BindingMode::ZeroCopyElseCopy,
-    });
+    let chunk_bytes = match (by_broker, acquired.umem) {
+        (true, Some(umem)) => umem.chunk_bytes,
+        _ => options.chunk_bytes,
+    };
+    check_length(options, mode, chunk_bytes)?;
+    ensure!(
+        !(by_broker && options.frags),
+        "--frags: the broker binds sockets of kind bound, for packets of one chunk"
+    );
+    let mut binding = BindOptions::new();
+    if let Some(copying) = options.copying() {
+        binding = binding.mode(match copying {
+            Copying::Copy => BindingMode::Copy,
+            Copying::ZeroCopy => BindingMode::ZeroCopy,
+            Copying::Auto => BindingMode::ZeroCopyElseCopy,
+        });
+    }
+    if options.frags {
+        binding = binding.multi_buffer();
+    }
     let bound = match by_broker {
         // Over memory that it has asked for already, in the mode that it was asked for.
         true => grant.bind_by_broker(&mut broker)?.one()?,
         false => {
-            let umem = Umem::new(&UmemOptions::new().chunks(options.chunks))?;
+            let umem = UmemOptions::new()
+                .chunks(options.chunks)
+                .chunk_bytes(options.chunk_bytes);
+            let umem = Umem::new(&umem)?;
             grant.bind_one(umem, &binding)?
         }
     };
@@ -101,4 +120,21 @@ pub(crate) fn open(options: &Options, mode: Mode) -> Result<Active> {
         xsk,
         described,
     })
+}
+
+/// Packets that are made here have to fit.
+fn check_length(options: &Options, mode: Mode, chunk_bytes: u32) -> Result<()> {
+    let (chunks, why) = match (mode, options.frags) {
+        (Mode::Rxdrop | Mode::L2fwd, _) => return Ok(()),
+        (Mode::Txonly, true) => (MOST_PACKET_FRAMES, "which is 18 chunks"),
+        (Mode::Txonly, false) => (1, "which is a chunk: see --chunk-bytes, or --frags"),
+        (Mode::Pingpong, _) => (1, "which is a chunk: see --chunk-bytes"),
+    };
+    let most = chunks * chunk_bytes;
+    ensure!(
+        options.frame_bytes <= most,
+        "--frame-bytes {}: at most {most}, {why}",
+        options.frame_bytes
+    );
+    Ok(())
 }
