@@ -38,18 +38,40 @@ pub(crate) fn libxdp_default_program() -> Result<PathBuf> {
     installed().context("the package libxdp1 has brought no bpf/xsk_def_xdp_prog.o below /usr/lib")
 }
 
+/// What it takes is here.
+fn is_equipped() -> bool {
+    let has_programs = PROGRAMS.iter().all(|program| shell::find(program).is_some());
+    has_programs && shell::output(Command::new("pkg-config").arg("--exists").args(LIBRARIES)).is_ok()
+}
+
+fn manifest() -> Result<String> {
+    let manifest = repository::root()?.join("tests/peers/Cargo.toml");
+    Ok(manifest.display().to_string())
+}
+
+/// Builds the C program that a test runs, with `build`. Nothing is installed for that: `None`, and a word, where what it
+/// takes is not here.
+pub(crate) fn build_capi(build: &Build) -> Result<Option<PathBuf>> {
+    if !is_equipped() {
+        eprintln!(
+            "what libxdp is compiled with is not installed (`cargo xtask test` does that): no test in C"
+        );
+        return Ok(None);
+    }
+    let words = ["build", "--locked", "--package", "peer-capi", "--manifest-path"];
+    let built = build.messages(&[&words[..], &[manifest()?.as_str()]].concat())?;
+    artifacts::executable(&built, "bin", "peer-capi").map(Some)
+}
+
 /// Builds them in release, and returns the folder with their programs.
 pub(crate) fn build() -> Result<PathBuf> {
-    let has_programs = PROGRAMS.iter().all(|program| shell::find(program).is_some());
-    let has_libraries = || shell::output(Command::new("pkg-config").arg("--exists").args(LIBRARIES)).is_ok();
-    if !(has_programs && has_libraries()) {
+    if !is_equipped() {
         debian::install(
             &PACKAGES,
             "libxdp, which a test and the benches use, is compiled from source",
         )?;
     }
-    let manifest = repository::root()?.join("tests/peers/Cargo.toml");
-    let manifest = manifest.display().to_string();
+    let manifest = manifest()?;
     let built = Build::new().messages(&["build", "--release", "--locked", "--manifest-path", &manifest])?;
     let program = artifacts::executable(&built, "bin", "peer-libxdp")?;
     program

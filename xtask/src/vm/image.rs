@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use super::initramfs::{Initramfs, Mode};
 use super::kernel::Kernel;
 use crate::artifacts::{self, Build};
-use crate::repository;
+use crate::{peers, repository};
 
 /// Static executables of the GNU target, which need no other tool chain than the one that is here.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -30,6 +30,8 @@ pub(super) struct Programs {
     examples: Vec<(&'static str, PathBuf)>,
     xskperf: PathBuf,
     suite: PathBuf,
+    /// The C program with libxdp, where it could be built: what it is compiled with is not for this command to install.
+    capi: Option<PathBuf>,
 }
 
 impl Programs {
@@ -49,6 +51,10 @@ impl Programs {
             "--locked",
             "--no-run",
         ])?;
+        let capi = peers::build_capi(&build).unwrap_or_else(|error| {
+            eprintln!("warning: no test in C: {error:#}");
+            None
+        });
         let mut examples = Vec::new();
         for name in EXAMPLES {
             examples.push((name, artifacts::executable(&programs, "example", name)?));
@@ -59,6 +65,7 @@ impl Programs {
             examples,
             xskperf: artifacts::executable(&programs, "bin", "xskperf")?,
             suite: artifacts::executable(&suite, "test", "e2e")?,
+            capi,
         })
     }
 
@@ -88,6 +95,9 @@ impl Programs {
             ("bin/e2e", &self.suite),
         ] {
             image.copy(path, Mode::Program, program)?;
+        }
+        if let Some(capi) = &self.capi {
+            image.copy("bin/peer-capi", Mode::Program, capi)?;
         }
         for (name, example) in &self.examples {
             image.copy(&format!("bin/examples/{name}"), Mode::Program, example)?;
