@@ -81,8 +81,10 @@ impl BindOptions {
 
     /// Packets that are longer than a chunk come and go as several frames (`XDP_USE_SG`, Linux 6.6), up to 18 where they are
     /// sent: [`Xsk::receive_packets`](crate::Xsk::receive_packets) and
-    /// [`Xsk::transmit_packets`](crate::Xsk::transmit_packets) keep them whole. Without it the kernel drops and counts
-    /// them. Zero-copy drivers may not have it.
+    /// [`Xsk::transmit_packets`](crate::Xsk::transmit_packets) keep them whole, in the raw layer
+    /// [`RxRing::peek_packets`](crate::raw::RxRing::peek_packets) and
+    /// [`Reserved::write_packet`](crate::raw::Reserved::write_packet). Without it the kernel drops and counts them. Zero-copy
+    /// drivers may not have it: the bind is refused then, or with [`Mode::ZeroCopyElseCopy`] it is copy.
     pub const fn multi_buffer(mut self) -> Self {
         self.buffers = Buffers::Several;
         self
@@ -119,6 +121,11 @@ impl BindOptions {
                 other => other,
             },
         };
+        // An older kernel says no more than EINVAL.
+        let call = match self.is_multi_buffer() {
+            true => "bind with XDP_USE_SG (from Linux 6.6)",
+            false => "bind",
+        };
         match bound {
             Ok(()) => {}
             Err(errno @ (Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS)) if mode == Mode::ZeroCopy => {
@@ -127,7 +134,7 @@ impl BindOptions {
                     cause: errno.into(),
                 });
             }
-            Err(errno) => return Err(bind_error(queue, started, errno)),
+            Err(errno) => return Err(bind_error(queue, started, errno, call)),
         }
         mode_of(socket, queue)
     }
@@ -144,7 +151,7 @@ impl BindOptions {
         self.patiently(started, || {
             sys::bind_shared(socket, interface_index, queue.id, first)
         })
-        .map_err(|errno| bind_error(queue, started, errno))?;
+        .map_err(|errno| bind_error(queue, started, errno, "bind with XDP_SHARED_UMEM"))?;
         mode_of(socket, queue)
     }
 
@@ -193,7 +200,7 @@ pub(crate) fn mode_of(socket: impl AsFd, queue: &Queue) -> Result<BindMode, Erro
     }
 }
 
-fn bind_error(queue: &Queue, started: Instant, errno: Errno) -> Error {
+fn bind_error(queue: &Queue, started: Instant, errno: Errno, call: &'static str) -> Error {
     let queue = queue.clone();
     match errno {
         Errno::BUSY => Error::QueueBusy {
@@ -201,7 +208,7 @@ fn bind_error(queue: &Queue, started: Instant, errno: Errno) -> Error {
             waited: started.elapsed(),
         },
         _ => Error::Socket {
-            call: "bind",
+            call,
             queue,
             cause: errno.into(),
         },

@@ -1,8 +1,8 @@
 //! What is asked of the device for a frame to send (`struct xsk_tx_metadata`, include/uapi/linux/if_xdp.h, Linux 6.8).
 
-/// `XDP_TXMD_FLAGS_TIMESTAMP`: when the frame leaves, put the time where [`TxMetadata::timestamp`] reads it.
+/// `XDP_TXMD_FLAGS_TIMESTAMP` (Linux 6.8): when the frame leaves, put the time where [`TxMetadata::timestamp`] reads it.
 pub const TX_METADATA_TIMESTAMP: u64 = 1 << 0;
-/// `XDP_TXMD_FLAGS_CHECKSUM`: complete a checksum.
+/// `XDP_TXMD_FLAGS_CHECKSUM` (Linux 6.8): complete a checksum.
 pub const TX_METADATA_CHECKSUM: u64 = 1 << 1;
 /// `XDP_TXMD_FLAGS_LAUNCH_TIME`: send it then (Linux 6.14, where the device has it).
 pub const TX_METADATA_LAUNCH_TIME: u64 = 1 << 2;
@@ -20,7 +20,7 @@ pub struct TxMetadata {
     pub checksum_offset: u16,
     /// Zero.
     pub reserved: u32,
-    /// In nanoseconds.
+    /// When to send it, in nanoseconds of the device's clock; looked at with [`TX_METADATA_LAUNCH_TIME`] only.
     pub launch_time: u64,
 }
 

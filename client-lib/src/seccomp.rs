@@ -4,6 +4,12 @@
 //! [`RUN`] alone from then on. What is not in here is not this library's: the memory of its allocations, the threads and the
 //! output of its program are the program's own business. The project's tests run holders of each kind under exactly these.
 //!
+//! What is set with [`Xsk::set_tx_budget`](crate::Xsk::set_tx_budget) and
+//! [`Xsk::lower_busy_poll`](crate::Xsk::lower_busy_poll) takes setsockopt(2), which is in [`OPEN`] only: do it before the
+//! filter is drawn tighter. The clock is read in the vDSO; where there is none, clock_gettime(2) is a system call too. An
+//! `AsyncXsk` (feature `tokio`) makes those of tokio's reactor besides: epoll_ctl(2), epoll_wait(2), eventfd2(2), and an
+//! fcntl(2) that duplicates the socket.
+//!
 //! ```
 //! use xsk_client::seccomp::{OPEN, RUN};
 //!

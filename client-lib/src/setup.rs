@@ -93,6 +93,10 @@ impl Opened {
         unsafe { sys::register_umem_at(&self.socket, memory.start, memory.bytes, &memory.layout) }.map_err(
             |cause| match Errno::from_io_error(&cause) {
                 Some(Errno::NOBUFS) => memlock(memory.bytes),
+                // An older kernel says no more than EINVAL.
+                _ if memory.layout.tx_metadata_bytes > 0 => {
+                    self.failed("XDP_UMEM_REG with TX metadata (from Linux 6.8)", cause)
+                }
                 _ => self.failed("XDP_UMEM_REG", cause),
             },
         )

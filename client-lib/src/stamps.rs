@@ -73,7 +73,9 @@ impl Stamps {
     }
 }
 
-/// What is asked of the device for one frame.
+/// What is asked of the device for one frame (`struct xsk_tx_metadata`, Linux 6.8), with
+/// [`TxFrame::send_with`](crate::TxFrame::send_with). What the device does not have it leaves undone, without a word: its
+/// `xsk-features` (Documentation/netlink/specs/netdev.yaml) say what it has. In copy mode the kernel does both.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[must_use]
 pub struct TxRequest {

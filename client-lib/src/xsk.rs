@@ -222,7 +222,8 @@ impl Xsk {
         Err(Unsent { frame, reason })
     }
 
-    /// Waits until there is something to receive, or for `timeout`, or for a signal. Says whether there is.
+    /// Waits until there is something to receive, or for `timeout` (`None`: for as long as it takes), or for a signal. Says
+    /// whether there is. Like any poll(2) it sends what is in the TX ring.
     ///
     /// # Errors
     ///
@@ -297,8 +298,9 @@ impl Xsk {
         self.core.socket.set_kick_frames(frames)
     }
 
-    /// Lowers how long (in microseconds) and for how many packets a call into the kernel polls the device, where who made
-    /// the socket has switched that on. From Linux 5.11.
+    /// Lowers for how many packets (`budget`, `SO_BUSY_POLL_BUDGET`) and for how long (`SO_BUSY_POLL`) a call into the kernel
+    /// polls the device, where the socket was asked for with that ([`Request::busy_poll`](crate::Request::busy_poll)). From
+    /// Linux 5.11.
     ///
     /// # Errors
     ///
@@ -318,7 +320,7 @@ impl Xsk {
         Ok(self.core.stamps.as_mut().and_then(Stamps::next))
     }
 
-    /// All that the kernel has counted for this socket.
+    /// All that the kernel has counted for this socket since it was made; a system call, without effect.
     ///
     /// # Errors
     ///

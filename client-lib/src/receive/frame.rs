@@ -92,7 +92,7 @@ impl RxFrame<'_, '_> {
     ///
     /// # Errors
     ///
-    /// Gives it back where the TX ring is full.
+    /// Gives it back where the TX ring is full ([`UnsentReason::RingFull`]), or the socket was granted for receiving only.
     #[inline]
     pub fn send(self) -> Result<(), Unsent<Self>> {
         if self.batch.tx.next == self.batch.tx.end {
