@@ -10,7 +10,10 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use xsk_client::wire::InterfaceName;
 
-use super::netlink::{Link, attribute, attributes_of, message_header, multicast_group, name_of, read_link};
+use super::netlink::{
+    Link, attribute, attributes_of, message_header, multicast_group, name_of, read_link,
+    speaks_of_default_route,
+};
 
 /// include/uapi/linux/rtnetlink.h.
 const RTNLGRP_LINK: u32 = 1;
@@ -201,16 +204,12 @@ fn link_event(message: &[u8]) -> Option<LinkEvent> {
 
 /// Of each route no more is read than whether it is a default route: a host may have very many.
 fn routes_event(message: &[u8]) -> Option<LinkEvent> {
-    /// `rtm_dst_len` of `struct rtmsg`, behind the header of the message.
-    const DESTINATION_PREFIX_LENGTH: usize = 16 + 1;
     /// `ifa_index` of `struct ifaddrmsg`.
     const INDEX: usize = 16 + 4;
 
     let (_, kind) = message_header(message)?;
     match kind {
-        RTM_NEWROUTE | RTM_DELROUTE => {
-            (*message.get(DESTINATION_PREFIX_LENGTH)? == 0).then_some(LinkEvent::Routes)
-        }
+        RTM_NEWROUTE | RTM_DELROUTE => speaks_of_default_route(message).then_some(LinkEvent::Routes),
         RTM_NEWADDR | RTM_DELADDR => {
             let index = message.get(INDEX..INDEX + 4)?.try_into().ok()?;
             Some(LinkEvent::Address(u32::from_ne_bytes(index)))

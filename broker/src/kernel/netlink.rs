@@ -143,15 +143,14 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
 ///
 /// As the kernel says.
 pub fn default_route_devices() -> io::Result<HashSet<u32>> {
-    let answers = ask(
-        RouteNetlinkMessage::GetRoute(RouteMessage::default()),
-        NLM_F_REQUEST | NLM_F_DUMP,
-    )?;
+    let question = RouteNetlinkMessage::GetRoute(RouteMessage::default());
     let mut devices = HashSet::new();
-    for answer in answers {
-        if let RouteNetlinkMessage::NewRoute(route) = answer
-            && route.header.destination_prefix_length == 0
-        {
+    // One at a time, and of the others nothing is read: a host may have very many.
+    for_each_answer(question, NLM_F_REQUEST | NLM_F_DUMP, |answer| {
+        if !speaks_of_default_route(answer) {
+            return Ok(());
+        }
+        if let Some(RouteNetlinkMessage::NewRoute(route)) = inner(answer)? {
             route.attributes.iter().for_each(|attribute| match attribute {
                 RouteAttribute::Oif(out) => {
                     devices.insert(*out);
@@ -162,28 +161,48 @@ pub fn default_route_devices() -> io::Result<HashSet<u32>> {
                 _ => {}
             });
         }
-    }
+        Ok(())
+    })?;
     Ok(devices)
+}
+
+/// Whether a message about a route is about one for all destinations, by `rtm_dst_len` of `struct rtmsg`.
+pub(super) fn speaks_of_default_route(message: &[u8]) -> bool {
+    const DESTINATION_PREFIX_LENGTH: usize = NLMSG_HEADER_BYTES + 1;
+    message.get(DESTINATION_PREFIX_LENGTH) == Some(&0)
 }
 
 /// Sends one question and collects all answers.
 pub(super) fn ask(question: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let mut answers = Vec::new();
+    for_each_answer(question, flags, |answer| {
+        answers.extend(inner(answer)?);
+        Ok(())
+    })?;
+    Ok(answers)
+}
+
+fn for_each_answer(
+    question: RouteNetlinkMessage,
+    flags: u16,
+    take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut header = NetlinkHeader::default();
     header.flags = flags;
     let mut message = NetlinkMessage::new(header, NetlinkPayload::from(question));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
+    exchange(NETLINK_ROUTE, &bytes, flags & NLM_F_DUMP == NLM_F_DUMP, take)
+}
 
-    let mut answers = Vec::new();
-    for datagram in exchange(NETLINK_ROUTE, &bytes, flags & NLM_F_DUMP == NLM_F_DUMP)? {
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-        if let NetlinkPayload::InnerMessage(inner) = answer.payload {
-            answers.push(inner);
-        }
-    }
-    Ok(answers)
+fn inner(message: &[u8]) -> io::Result<Option<RouteNetlinkMessage>> {
+    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+    Ok(match message.payload {
+        NetlinkPayload::InnerMessage(inner) => Some(inner),
+        _ => None,
+    })
 }
 
 /// Bit 3 of NETDEV_A_DEV_XDP_FEATURES (`NETDEV_XDP_ACT_XSK_ZEROCOPY`, include/uapi/linux/netdev.h).
@@ -270,7 +289,11 @@ fn generic(family: u16, command: u8, kind: u16, value: &[u8]) -> io::Result<Vec<
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(value);
     bytes.resize(total, 0);
-    let answer = exchange(NETLINK_GENERIC, &bytes, false)?.into_iter().next();
+    let mut answer = None;
+    exchange(NETLINK_GENERIC, &bytes, false, |message| {
+        answer.get_or_insert_with(|| message.to_vec());
+        Ok(())
+    })?;
     let answer = answer.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
     Ok(answer
         .get(NLMSG_HEADER_BYTES + GENL_HEADER_BYTES..)
@@ -297,14 +320,18 @@ pub(super) fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     }
 }
 
-/// Sends a question and splits the answer into messages, until its acknowledgement or the end of the dump.
-fn exchange(protocol: isize, question: &[u8], dump: bool) -> io::Result<Vec<Vec<u8>>> {
+/// Sends a question and has each message of the answer taken, until its acknowledgement or the end of the dump.
+fn exchange(
+    protocol: isize,
+    question: &[u8],
+    dump: bool,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     const NLMSG_ERROR: u16 = 2;
     const NLMSG_DONE: u16 = 3;
 
     let socket = Socket::new(protocol)?;
     socket.send_to(question, &SocketAddr::new(0, 0), 0)?;
-    let mut messages = Vec::new();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
         let mut rest = datagram.as_slice();
@@ -316,13 +343,13 @@ fn exchange(protocol: isize, question: &[u8], dump: bool) -> io::Result<Vec<Vec<
                     let code = i32::from_ne_bytes(code.unwrap_or_default());
                     // 0 is the acknowledgement that we asked for.
                     return if code == 0 {
-                        Ok(messages)
+                        Ok(())
                     } else {
                         Err(io::Error::from_raw_os_error(-code))
                     };
                 }
-                NLMSG_DONE if dump => return Ok(messages),
-                _ => messages.push(message.to_vec()),
+                NLMSG_DONE if dump => return Ok(()),
+                _ => take(message)?,
             }
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
