@@ -72,6 +72,7 @@ impl Stage {
             let left = packets.remaining();
             let Some(packet) = packets.next_within(most) else {
                 assert_eq!(packets.remaining(), left, "what was not taken is left");
+                assert!(left == 0 || most < left, "a packet without its end");
                 break;
             };
             let (last, others) = packet.split_last().expect("a packet of nothing");
