@@ -270,7 +270,11 @@ fn wrong_wishes_are_told() {
             2,
             "there is no -S here: how the XDP program is attached",
         ),
-        ("rxdrop eth0:1 -z", 1, "zero-copy"),
+        (
+            "rxdrop eth0:1 -z",
+            1,
+            "there may be no zero-copy: --mode auto takes copy then, and says so: bind to eth0:1",
+        ),
     ] {
         let mut command = Command::new(&perf);
         command.env_clear().args(words.split(' '));
@@ -341,4 +345,9 @@ fn what_is_inherited_is_taken_as_it_is() {
     let output = broker.cli_as(&uid.user(), &bound).unwrap();
     assert_eq!(output.code, Some(0), "{output:?}");
     assert!(output.stdout.contains("\"inherited\":true"), "{output:?}");
+    // It is bound already: what it is not is told, and not passed over.
+    let other = ["grant", "eth0:2", "--kind", "bound", "--", perf, "rxdrop", "-z"];
+    let output = broker.cli_as(&uid.user(), &other).unwrap();
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(output.stderr.contains("the socket is in copy mode"), "{output:?}");
 }

@@ -20,9 +20,10 @@ use xsk_client::wire::Target;
         no chunk    arrived, and the fill ring was empty, or the packet longer than a chunk (rx_dropped)\n  \
         refused     descriptors that the kernel or the library refused: should be 0\n\n\
         From xdpsock: the same letters mean the same, and `xskperf -l -i eth0 -q 4 -z -b 32` is taken for\n\
-        `xskperf l2fwd eth0:4 -z -b 32`. What differs: it sleeps where there is nothing to do unless told --busy,\n\
-        as xdpsock does with -p; a chunk has 2048 bytes unless -f says 4096; how XDP is attached is the\n\
-        policy's; copy or zero-copy is never left to the kernel, and the first line says which it is.\n\n\
+        `xskperf l2fwd eth0:4 -z -b 32`. What differs: where there is nothing to do it sleeps, as\n\
+        xdpsock does with -p, unless told --busy; a chunk has 2048 bytes unless -f says 4096; how XDP\n\
+        is attached is the policy's; copy or zero-copy is never left to the kernel, and the first line\n\
+        says which it is.\n\n\
         Examples:\n  \
         xskperf rxdrop eth0:4\n  \
         xskperf txonly eth0:4 --destination 02:00:00:00:00:01 --frame-bytes 1500 --seconds 10\n  \

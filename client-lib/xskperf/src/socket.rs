@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use xsk_client::raw::MOST_PACKET_FRAMES;
 use xsk_client::wire::{BindMode, QueueLock, RingSizes, SocketKind, XdpMode};
-use xsk_client::{BindOptions, Broker, Grant, Mode as BindingMode, Request, Umem, UmemOptions, Xsk};
+use xsk_client::{BindOptions, Broker, Error, Grant, Mode as BindingMode, Request, Umem, UmemOptions, Xsk};
 
 use crate::arguments::{Copying, Mode, Options};
 
@@ -92,7 +92,11 @@ pub(crate) fn open(options: &Options, mode: Mode) -> Result<Active> {
                 .chunks(options.chunks)
                 .chunk_bytes(options.chunk_bytes);
             let umem = Umem::new(&umem)?;
-            grant.bind_one(umem, &binding)?
+            grant.bind_one(umem, &binding).map_err(|error| match error {
+                Error::NoZeroCopy { .. } => anyhow::Error::new(error)
+                    .context("there may be no zero-copy: --mode auto takes copy then, and says so"),
+                error => error.into(),
+            })?
         }
     };
     let xsk = bound.activate(&mut broker)?;
@@ -101,6 +105,18 @@ pub(crate) fn open(options: &Options, mode: Mode) -> Result<Active> {
             target.interface == acquired.interface && target.queues.iter().eq([xsk.queue().id]),
             "{target} is not what was inherited, which is {}: leave it out, or start xskperf without `grant`",
             xsk.queue()
+        );
+    }
+    if let (true, Some(asked)) = (by_broker, options.copying()) {
+        let is_as_asked = match asked {
+            Copying::Copy => xsk.mode() == BindMode::Copy,
+            Copying::ZeroCopy => xsk.mode() == BindMode::ZeroCopy,
+            Copying::Auto => true,
+        };
+        ensure!(
+            is_as_asked,
+            "the socket is in {} mode, which its broker has bound it in: ask `xsk-broker grant` for another one, with --mode",
+            xsk.mode()
         );
     }
     let described = Described {
