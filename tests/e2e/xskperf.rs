@@ -1,5 +1,6 @@
 //! The real `xskperf`, as an ordinary user: each mode, with a socket that it asked for and with one that it inherited.
 
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -299,6 +300,25 @@ fn it_ends_in_time_with_the_sums_where_nothing_arrives() {
         assert!(sum["seconds"].as_f64().unwrap() < 4.0, "{mode}: {sum}");
         assert!(process.wait(PATIENCE).unwrap().success());
     }
+}
+
+/// Whoever reads its lines may stop: it ends then, as other programs do, without a word.
+#[test]
+fn it_ends_where_nobody_reads() {
+    let world = World::new().unwrap();
+    let uid = Uid::take().unwrap();
+    let _broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "1-3")])).unwrap();
+    let perf = world
+        .install("xskperf", &binaries::program("xskperf").unwrap())
+        .unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(perf);
+    command.env_clear().args(["rxdrop", "eth0:1"]);
+    command.stdout(writer).uid(uid.number()).gid(uid.number());
+    let output = world.run_in(Side::Host, || command.output().unwrap()).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), &*said), (Some(141), ""));
 }
 
 #[test]

@@ -2,11 +2,6 @@
 //!
 //! It is a program of the library's users: safe code over the frames layer, and nothing that they could not write.
 
-#![allow(
-    clippy::print_stdout,
-    reason = "a program's standard output is for its figures"
-)]
-
 mod arguments;
 mod latency;
 mod modes;
@@ -34,11 +29,18 @@ fn main() -> ExitCode {
     });
     match run(&Arguments::parse_from(words)) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read has had enough, as in `| head`: the end that SIGPIPE is to others.
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(128 + 13),
         Err(error) => {
             eprintln!("xskperf: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -53,7 +55,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         xsk,
         described,
     } = socket::open(options, mode)?;
-    let mut report = Report::new(mode, options, &described);
+    let mut report = Report::new(mode, options, &described)?;
     let mut worker = Worker::new(xsk, options);
     let mut latencies = Latencies::default();
     while !stop.load(Ordering::Relaxed) && !report.is_over(worker.done(mode)) {

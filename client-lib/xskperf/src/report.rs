@@ -54,16 +54,18 @@ struct Line {
 
 impl Report {
     /// Begins now, with a line that says what was opened.
-    pub(crate) fn new(mode: Mode, options: &Options, described: &Described) -> Self {
+    pub(crate) fn new(mode: Mode, options: &Options, described: &Described) -> Result<Self> {
+        let mut out = std::io::stdout().lock();
         if options.json {
             let line = serde_json::json!({ "event": "active", "test": mode.name(), "socket": described });
-            println!("{line}");
+            writeln!(out, "{line}")?;
         } else {
             let copying = match described.mode {
                 BindMode::Copy => "copy mode: the kernel copies each packet",
                 BindMode::ZeroCopy => "zero-copy mode: the device uses this program's memory",
             };
-            println!(
+            writeln!(
+                out,
                 "{} on {} in {copying}\nlease {} by rule {}, {}; XDP {}, queue lock {}, rx ring of {}, {} chunks",
                 mode.name(),
                 described.queue,
@@ -78,11 +80,12 @@ impl Report {
                 described.queue_lock,
                 described.rings.rx,
                 described.chunks
-            );
+            )?;
         }
+        out.flush()?;
         let now = Instant::now();
         let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        Self {
+        Ok(Self {
             mode,
             json: options.json,
             interval: seconds(options.interval).max(Duration::from_millis(10)),
@@ -93,7 +96,7 @@ impl Report {
             last_counts: Counts::default(),
             turns: 0,
             lines: 0,
-        }
+        })
     }
 
     pub(crate) fn is_over(&self, packets: u64) -> bool {
@@ -121,7 +124,7 @@ impl Report {
         let since = (Counts::default(), self.begun.elapsed());
         let line = self.line("sum", worker, since, latencies)?;
         if !self.json {
-            println!("in all:");
+            writeln!(std::io::stdout(), "in all:")?;
             self.lines = 0;
         }
         self.write(&line)
