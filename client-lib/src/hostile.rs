@@ -57,7 +57,11 @@ impl Script<'_> {
 #[cfg(test)]
 pub(crate) fn cases(count: u32) -> proptest::prelude::ProptestConfig {
     proptest::prelude::ProptestConfig {
-        cases: if cfg!(miri) { count.div_ceil(200) } else { count },
+        cases: if cfg!(miri) {
+            count.div_ceil(64).min(10)
+        } else {
+            count
+        },
         ..Default::default()
     }
 }
