@@ -267,7 +267,7 @@ fn lease_of(
             let recorded = recorded
                 .cloned()
                 .unwrap_or_else(|| RecordedSocket::unknown(queue));
-            let stored = engine.fd_store.take(heritage::id(record), queue, recorded.inode);
+            let stored = engine.fd_store.take(record, queue);
             LeasedSocket::taken_over(&recorded, slot(queue, recorded.redirected_before), stored)
         })
         .collect();

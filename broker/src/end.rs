@@ -25,7 +25,7 @@ use crate::lease::{Lease, LeaseId, LeasedSocket};
 use crate::misfit;
 use crate::report::{self, Scope};
 
-pub use stop::stop;
+pub use stop::{StopFor, stop};
 
 /// A reason as the log has it.
 pub fn word(reason: Reason) -> String {

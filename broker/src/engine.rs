@@ -29,6 +29,7 @@ use crate::kernel::redirect::Redirect;
 use crate::kernel::ring_probe;
 use crate::lease::Leases;
 use crate::links::{self, Links};
+use crate::manager::Manager;
 use crate::misfit::{self, Misfits};
 use crate::monitor::Monitors;
 use crate::policy::Policy;
@@ -68,6 +69,8 @@ pub struct Engine {
     pub journal: Journal,
     /// Who keeps their sockets for the next broker.
     pub fd_store: FdStore,
+    /// Who has started the broker, and is told of it.
+    pub manager: Manager,
     /// Whether the rings of a bound socket can be mapped; `None` until that was told.
     pub rings_can_be_mapped: Option<bool>,
     /// When it began.
@@ -224,6 +227,8 @@ pub struct Parts {
     pub heritage: Heritage,
     /// What it has stored with the service manager.
     pub stored: fd_store::Passed,
+    /// That one.
+    pub manager: Manager,
     /// What the queue locks are made of.
     pub locks: queue_lock::Parts,
 }
@@ -269,7 +274,7 @@ pub fn start(parts: Parts) -> Result<Running, Failure> {
 }
 
 fn run(parts: Parts, inbox: &Inbox, tell: oneshot::Sender<Vec<Adopted>>) {
-    let fd_store = FdStore::new(parts.stored);
+    let fd_store = FdStore::new(parts.stored, parts.manager.clone());
     // Never dropped, neither at the end nor by a panic: what is held then goes on, for the next broker to take over. What
     // is to be undone at the end is undone by `end::stop`.
     let mut engine = ManuallyDrop::new(Engine {
@@ -287,6 +292,7 @@ fn run(parts: Parts, inbox: &Inbox, tell: oneshot::Sender<Vec<Adopted>>) {
         pins: Rc::new(parts.pins),
         journal: parts.journal,
         fd_store,
+        manager: parts.manager,
         rings_can_be_mapped: None,
         started: Instant::now(),
         stopping: false,

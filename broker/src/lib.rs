@@ -26,6 +26,7 @@ pub mod kernel;
 pub mod lease;
 pub mod limit;
 pub mod links;
+pub mod manager;
 pub mod misfit;
 pub mod monitor;
 pub mod notify;

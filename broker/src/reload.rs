@@ -69,15 +69,17 @@ pub async fn reload(
     by: Option<Arc<Peer>>,
     unwanted: Unwanted,
 ) -> Result<Reloaded, Error> {
-    let source = engine
-        .call(Turn::First, |engine| Arc::clone(&engine.policy_source))
+    let (source, manager) = engine
+        .call(Turn::First, |engine| {
+            (Arc::clone(&engine.policy_source), engine.manager.clone())
+        })
         .await?;
     let _turn = source.turn.lock().await;
-    notify::reloading();
+    notify::reloading(&manager);
     let reloaded = reload_in_turn(engine, &source, by, unwanted).await;
     match &reloaded {
-        Ok(_) => notify::ready(engine).await?,
-        Err(error) => notify::unchanged(&chain(error)),
+        Ok(_) => notify::ready(&manager, engine).await?,
+        Err(error) => notify::unchanged(&manager, &chain(error)),
     }
     reloaded
 }

@@ -279,6 +279,7 @@ pub fn status(engine: &mut Engine) -> Status {
             .chain([engine.audit.quota()])
             .collect(),
         audit_log: Some(engine.audit.status()),
+        fd_store_trouble: engine.manager.trouble(),
     }
 }
 

@@ -21,14 +21,15 @@ use crate::activation::PassedSocket;
 use crate::adopt::Adopted;
 use crate::charge::{Accounts, Charge};
 use crate::connection::Connection;
-use crate::end::{self, Reason};
-use crate::engine::{EngineHandle, Running, Turn};
+use crate::end::{self, Reason, StopFor};
+use crate::engine::{Engine, EngineHandle, Running, Turn};
 use crate::error::{Failure, chain};
 use crate::identity::Peer;
 use crate::kernel::link_events::LinkEvents;
 use crate::kernel::peer::refuse_passed_fds;
 use crate::kernel::readable::Readable;
 use crate::links;
+use crate::manager::Manager;
 use crate::notify;
 use crate::quota::Resource;
 use crate::reload;
@@ -123,10 +124,12 @@ pub async fn run(
     engine: Running,
     accounts: &Accounts,
     sources: Vec<LinkEvents>,
+    manager: Manager,
 ) -> Result<(), Failure> {
     let failed = |call| move |source| Failure::kernel(call, "the runtime", source);
     let mut terminate = signal(SignalKind::terminate()).map_err(failed("signal(SIGTERM)"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("signal(SIGINT)"))?;
+    let mut restart = signal(SignalKind::user_defined1()).map_err(failed("signal(SIGUSR1)"))?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(failed("signal(SIGHUP)"))?;
     let mut paths = Vec::new();
     let mut tasks = tokio::task::JoinSet::new();
@@ -152,14 +155,15 @@ pub async fn run(
         tasks.spawn(watch_links(source, news, engine.handle.clone()));
     }
 
-    tasks.spawn(notify::watchdog(engine.handle.clone()));
-    notify::ready(&engine.handle).await?;
+    tasks.spawn(notify::watchdog(manager.clone(), engine.handle.clone()));
+    notify::ready(&manager, &engine.handle).await?;
 
     let mut engine_ended = engine.ended;
-    loop {
+    let stop_for = loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break StopFor::Good,
+            _ = interrupt.recv() => break StopFor::Good,
+            _ = restart.recv() => break StopFor::Restart,
             _ = hang_up.recv() => {
                 tasks.spawn(reload::at_signal(engine.handle.clone()));
             }
@@ -167,10 +171,10 @@ pub async fn run(
             Some(_) = tasks.join_next() => {}
             _ = &mut engine_ended => return Err(Failure::EngineStopped),
         }
-    }
-    notify::stopping();
+    };
+    notify::stopping(&manager);
     tasks.shutdown().await;
-    stop(&engine.handle, engine_ended).await?;
+    stop(&engine.handle, engine_ended, stop_for).await?;
     for path in paths {
         if let Err(error) = fs::remove_file(&path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove a socket");
@@ -179,8 +183,9 @@ pub async fn run(
     Ok(())
 }
 
-async fn stop(engine: &EngineHandle, ended: oneshot::Receiver<()>) -> Result<(), Failure> {
-    engine.call(Turn::First, end::stop).await?;
+async fn stop(engine: &EngineHandle, ended: oneshot::Receiver<()>, stop_for: StopFor) -> Result<(), Failure> {
+    let stop = move |engine: &mut Engine| end::stop(engine, stop_for);
+    engine.call(Turn::First, stop).await?;
     engine.stop();
     // An error is the sender's drop: the thread's end, which is what we wait for.
     drop(ended.await);

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use e2e::broker::BrokerProcess;
 use e2e::leaks::Leaks;
-use e2e::lsm;
 use e2e::service_manager::{ServiceManager, Tending};
-use e2e::skip;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
-use xsk_client::wire::{LeaseState, QueueLock, SocketKind};
+use rustix::process::Signal;
+use xsk_client::wire::{LeaseState, SocketKind};
 
 use crate::lease_scene::{PATIENCE, Traffic, allow_kinds, eth0, state_of, wait_event, wait_until};
 use crate::puppet::{Puppet, Seen};
@@ -18,19 +17,19 @@ use crate::rogue::{Race, Rogue};
 
 const IDLE: Duration = Duration::from_secs(5);
 /// All that eth0 has, but queue 3.
-const OTHERS: [u32; 7] = [0, 1, 2, 4, 5, 6, 7];
+pub(crate) const OTHERS: [u32; 7] = [0, 1, 2, 4, 5, 6, 7];
 
 /// A manager with a store of that size, and a broker that it has started.
-struct Scene<'w> {
-    world: &'w World,
-    alice: Uid,
-    broker: BrokerProcess<'w>,
-    tending: Tending,
-    manager: ServiceManager<'w>,
+pub(crate) struct Scene<'w> {
+    pub(crate) world: &'w World,
+    pub(crate) alice: Uid,
+    pub(crate) broker: BrokerProcess<'w>,
+    pub(crate) tending: Tending,
+    pub(crate) manager: ServiceManager<'w>,
 }
 
 impl<'w> Scene<'w> {
-    fn new(world: &'w World, lock: &str, room: &str) -> Self {
+    pub(crate) fn new(world: &'w World, lock: &str, room: &str) -> Self {
         let alice = Uid::take().unwrap();
         let manager = ServiceManager::new(world).unwrap();
         manager.set("FDSTORE", room);
@@ -51,27 +50,41 @@ impl<'w> Scene<'w> {
         }
     }
 
-    fn holder(&self) -> Puppet {
+    pub(crate) fn holder(&self) -> Puppet {
         Puppet::start(self.world, Side::Host, &self.alice.user())
     }
 
     /// SIGKILL; whatever the broker has said before is done, as a manager does it.
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.broker.kill().unwrap();
         self.tending.catch_up().unwrap();
     }
 
     /// SIGTERM; what the broker has said by then is done as well, before it is started again.
-    fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         assert!(self.broker.stop().unwrap().success());
         self.tending.catch_up().unwrap();
     }
 
-    fn wait_kept(&self, wanted: &[&str]) {
+    /// As `systemctl restart` does it.
+    pub(crate) fn restart_in_order(&mut self) {
+        self.broker.process().signal(Signal::USR1).unwrap();
+        assert!(self.broker.wait().unwrap().success());
+        self.tending.catch_up().unwrap();
+    }
+
+    pub(crate) fn wait_told(&self, words: &str) {
+        let process = self.broker.process();
+        process
+            .wait_stderr(PATIENCE, |line| line.contains(words).then_some(()))
+            .unwrap();
+    }
+
+    pub(crate) fn wait_kept(&self, wanted: &[&str]) {
         self.tending.wait(PATIENCE, |names| names == wanted).unwrap();
     }
 
-    fn placeholders(&self) -> usize {
+    pub(crate) fn placeholders(&self) -> usize {
         let names = self.manager.names();
         names
             .iter()
@@ -242,6 +255,38 @@ fn a_stop_in_order_retires_what_only_placeholders_confine() {
     holder.hold("eth0:3");
 }
 
+/// One that restarts it says so by the signal, and keeps what it has: a rogue wins nothing meanwhile either.
+#[test]
+fn a_restart_in_order_keeps_what_is_out_as_a_kill_does() {
+    let world = World::new().unwrap();
+    let mut scene = Scene::new(&world, "placeholders", "64");
+    let traffic = Traffic::new(&world);
+    let mut rogue = Rogue::start(&world, &scene.alice.user(), 3, Race::WhileGranted);
+    let lease = rogue.lease();
+    scene.restart_in_order();
+    assert_eq!(scene.placeholders(), OTHERS.len());
+    std::thread::sleep(Duration::from_millis(200));
+    scene.broker.restart().unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    let tries = rogue.tries();
+    assert_eq!(Vec::from_iter(tries.keys().copied()), [libc::EBUSY], "{tries:?}");
+    assert_eq!(state_of(&scene.broker, lease), Some(LeaseState::HandedOver));
+    rogue.kill();
+    wait_until("its queue is free", || state_of(&scene.broker, lease).is_none());
+
+    let mut holder = scene.holder();
+    let lease = holder.acquire_kind_when_free("eth0:3", SocketKind::Prepared);
+    scene.restart_in_order();
+    scene.broker.restart().unwrap();
+    let seen = eth0(&scene.broker);
+    assert_eq!((seen.placeholders, seen.tainted_by), (OTHERS.to_vec(), None));
+    holder.bind(lease).unwrap();
+    holder.activate(lease).unwrap();
+    traffic.send_all(3, 0..50);
+    assert_eq!(holder.receive(lease, 3, 50, IDLE), Seen::only(3, 50));
+    scene.wait_kept(&[&format!("xsk-{lease}-3")]);
+}
+
 #[test]
 fn under_no_lock_a_stop_leaves_what_is_out() {
     let world = World::new().unwrap();
@@ -253,96 +298,4 @@ fn under_no_lock_a_stop_leaves_what_is_out() {
     assert_eq!(state_of(&scene.broker, lease), Some(LeaseState::HandedOver));
     holder.bind(lease).unwrap();
     holder.activate(lease).unwrap();
-}
-
-#[test]
-fn under_lsm_what_is_out_goes_on_over_a_crash_and_a_stop() {
-    if let Err(skip) = lsm::is_in_force() {
-        skip!(skip);
-    }
-    let world = World::new().unwrap();
-    let mut scene = Scene::new(&world, "lsm", "64");
-    let traffic = Traffic::new(&world);
-    let rogue = Rogue::start(&world, &scene.alice.user(), 2, Race::WhileGranted);
-    let mut holder = scene.holder();
-    for in_order in [false, true] {
-        let lease = holder.acquire("eth0:3").unwrap();
-        match in_order {
-            true => scene.stop(),
-            false => scene.kill(),
-        }
-        scene.broker.restart().unwrap();
-        assert_eq!(state_of(&scene.broker, lease), Some(LeaseState::HandedOver));
-        assert_eq!(eth0(&scene.broker).queue_lock, Some(QueueLock::Lsm));
-        holder.bind(lease).unwrap();
-        holder.activate(lease).unwrap();
-        traffic.send_all(3, 0..50);
-        assert_eq!(holder.receive(lease, 3, 50, IDLE), Seen::only(3, 50));
-        holder.release(lease);
-        holder.close(lease);
-        wait_event(&scene.broker, "freed", lease);
-    }
-    let tries = rogue.tries();
-    assert_eq!(Vec::from_iter(tries.keys().copied()), [libc::EPERM], "{tries:?}");
-    let rogues = rogue.lease();
-    assert_eq!(state_of(&scene.broker, rogues), Some(LeaseState::HandedOver));
-    drop(rogue);
-    wait_until("its queue is free", || state_of(&scene.broker, rogues).is_none());
-    // No ticket is left: an orderly stop takes the lock down.
-    scene.stop();
-    let pins = || {
-        let names = std::fs::read_dir("/run/bpf/xsk-broker").unwrap();
-        names
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect()
-    };
-    let pins: Vec<String> = world.run_in(Side::Host, pins).unwrap();
-    assert_eq!(pins, Vec::<String>::new());
-}
-
-/// The kernel goes on to confine it, and nobody can activate it: its holder is told, and acquires again.
-#[test]
-fn under_lsm_without_a_store_what_was_not_active_ends_and_its_holder_is_told() {
-    if let Err(skip) = lsm::is_in_force() {
-        skip!(skip);
-    }
-    let world = World::new().unwrap();
-    let mut scene = Scene::new(&world, "lsm", "0");
-    let mut holder = scene.holder();
-    let [bound, unbound] = ["eth0:3", "eth0:4"].map(|target| holder.acquire(target).unwrap());
-    holder.bind(bound).unwrap();
-    scene.kill();
-    scene.broker.restart().unwrap();
-    for lease in [bound, unbound] {
-        assert_eq!(wait_event(&scene.broker, "ended", lease)["reason"], "restarted");
-        assert_eq!(holder.activate(lease).unwrap_err().kind, "NoSuchLease");
-    }
-    assert!(holder.bind(unbound).is_err());
-    holder.close(bound);
-    for target in ["eth0:3", "eth0:4"] {
-        holder.hold_when_free(target);
-    }
-}
-
-#[test]
-fn what_nobody_knows_and_what_no_lease_needs_is_closed_and_told() {
-    let world = World::new().unwrap();
-    let mut scene = Scene::new(&world, "placeholders", "64");
-    scene.kill();
-    let strange = || std::fs::File::open("/dev/null").unwrap().into();
-    for name in ["of-another-version", "placeholder-2-5", "xsk-77-1"] {
-        scene.manager.pass(name, strange());
-    }
-    scene.broker.restart().unwrap();
-    scene.wait_kept(&[]);
-    for told in [
-        "\"of-another-version\", which is nothing of this broker's",
-        "placeholder-2-5, which nothing needs",
-        "xsk-77-1, which nothing needs",
-    ] {
-        let process = scene.broker.process();
-        process
-            .wait_stderr(PATIENCE, |line| line.contains(told).then_some(()))
-            .unwrap();
-    }
 }

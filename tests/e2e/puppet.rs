@@ -287,10 +287,18 @@ impl Puppet {
 
     /// The same with sockets of another kind.
     pub(crate) fn hold_kind_when_free(&mut self, target: &str, kind: SocketKind) -> u64 {
+        let lease = self.acquire_kind_when_free(target, kind);
+        self.bind(lease).unwrap();
+        self.activate(lease).unwrap();
+        lease
+    }
+
+    /// The first step of it.
+    pub(crate) fn acquire_kind_when_free(&mut self, target: &str, kind: SocketKind) -> u64 {
         let deadline = Instant::now() + super::lease_scene::PATIENCE;
-        let lease = loop {
+        loop {
             match self.acquire_kind(target, kind) {
-                Ok(lease) => break lease,
+                Ok(lease) => return lease,
                 Err(failure) => match failure.details["retryAfterMs"].as_u64() {
                     Some(pause) if Instant::now() < deadline => {
                         std::thread::sleep(Duration::from_millis(pause));
@@ -298,10 +306,7 @@ impl Puppet {
                     _ => panic!("{failure:?}"),
                 },
             }
-        };
-        self.bind(lease).unwrap();
-        self.activate(lease).unwrap();
-        lease
+        }
     }
 
     /// Receives until so many have come, or none for a while.

@@ -10,6 +10,7 @@ use e2e::skip;
 use e2e::skip::Skip;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
+use rustix::process::Signal;
 use rustix::thread::CapabilitySet;
 
 use crate::lease_scene::{PATIENCE, policy};
@@ -108,6 +109,11 @@ fn a_broker_with_what_the_units_leave_it_serves() {
     let names = ["broker", "control", &format!("xsk-{lease}-3")];
     tending.wait(PATIENCE, |found| found == names).unwrap();
     assert_eq!(broker.cli(&["reload"]).unwrap().code, Some(0));
+    // A restart of it is told from a stop.
+    assert_eq!(values(&service, "RestartKillSignal"), ["SIGUSR1"]);
+    broker.process().signal(Signal::USR1).unwrap();
+    assert!(broker.wait().unwrap().success());
+    broker.restart().unwrap();
     // Files in its directories are its own by now: the next start, as root again, gets on with them.
     broker.kill().unwrap();
     broker.restart().unwrap();

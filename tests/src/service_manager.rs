@@ -131,6 +131,26 @@ impl<'w> ServiceManager<'w> {
         self.service.lock().fds.push((name.to_owned(), fd));
     }
 
+    /// Passes another fd by a name from the next start on, and closes the one that it had.
+    pub fn replace(&self, name: &str, fd: OwnedFd) {
+        self.service.lock().fds.retain(|(stored, _)| stored != name);
+        self.pass(name, fd);
+    }
+
+    /// Says so much to itself that no more fits, as where it reads nothing for a while.
+    pub fn stall(&self) -> Result<()> {
+        let sender = UnixDatagram::unbound()?;
+        sender.connect(self.world.path("notify"))?;
+        sender.set_nonblocking(true)?;
+        loop {
+            match sender.send(b"STATUS=as much as fits\n") {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error).context("filling the notify socket"),
+            }
+        }
+    }
+
     /// Passes nothing more, and closes what it passed.
     pub fn close_all(&self) {
         self.service.lock().fds.clear();

@@ -23,6 +23,7 @@ use crate::journal::Journal;
 use crate::kernel::link_events::LinkEvents;
 use crate::kernel::pins::PinDirectory;
 use crate::kernel::queue_lock::{self, Lsm, Scratch, Taints};
+use crate::manager::Manager;
 use crate::numbers::LOCK_FILE;
 use crate::policy::{Loaded, Origin, Policy, Strictness};
 use crate::privileges::{self, Account};
@@ -46,7 +47,8 @@ use crate::server::{self, Listener};
 /// (WatchdogSec=), and may have opened its sockets for it, by the names `broker` and `control` (FileDescriptorName=).
 ///
 /// SIGTERM and SIGINT end it and leave what is held: holders go on receiving, as after a crash, and the next broker takes
-/// their leases over. `xsk-broker purge` takes down what is left.
+/// their leases over. SIGUSR1 (RestartKillSignal=) does the same for a manager that starts it again: what is not bound yet
+/// and kept by the manager goes on, under placeholders too. `xsk-broker purge` takes down what is left.
 ///
 /// Example: xsk-broker serve --policy /etc/xsk-broker/policy.toml --user xsk-broker
 #[derive(Debug, clap::Args)]
@@ -147,6 +149,7 @@ fn serve(args: &ServeArgs) -> Result<(), Failed> {
         started.engine,
         &started.accounts,
         started.links,
+        started.manager,
     ));
     served.context("the broker stopped").map_err(Failed::Serving)
 }
@@ -157,6 +160,7 @@ struct Started {
     engine: engine::Running,
     accounts: Accounts,
     links: Vec<LinkEvents>,
+    manager: Manager,
     log: Writer,
     /// Held until the process ends.
     _lock: fs::File,
@@ -249,6 +253,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     let audit = Audit::new();
     audit.write(&Line::new(Event::Started).message(&message));
     tracing::info!("{message}, {} rules", loaded.policy.rule_count());
+    let manager = Manager::of_this_process()?;
     let parts = Parts {
         policy: loaded.policy,
         policy_source: PolicySource::new(origin),
@@ -258,6 +263,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         journal,
         heritage,
         stored,
+        manager: manager.clone(),
         locks,
     };
     let engine = engine::start(parts)?;
@@ -270,6 +276,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         engine,
         accounts,
         links,
+        manager,
         log,
         _lock: lock,
     })

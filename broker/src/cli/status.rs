@@ -70,6 +70,9 @@ fn status(status: &Status) -> String {
         let there = if probe.available { "yes" } else { "no" };
         text.push_str(&format!("  {:<width$} {there:<4} {}\n", probe.name, probe.note));
     }
+    if let Some(trouble) = &status.fd_store_trouble {
+        text.push_str(&format!("fd store: {trouble}\n"));
+    }
     text + &audit_log(status) + &quotas(&status.quotas)
 }
 

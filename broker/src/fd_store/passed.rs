@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, sockopt};
 
+use crate::kernel::origin;
 use crate::record::Record;
 
 /// What an fd is, which its name in the store says.
@@ -84,20 +85,31 @@ impl Passed {
     /// Whether all sockets of a lease are there.
     pub fn has_all_of(&self, record: &Record) -> bool {
         record.terms.queues().iter().all(|queue| {
-            let recorded = record.sockets.iter().find(|socket| socket.queue == queue);
-            let inode = recorded.and_then(|socket| socket.inode);
             let lease = record.lease;
             let fd = self.fds.get(&Name::Socket { lease, queue });
-            fd.is_some_and(|fd| is_socket(fd, inode))
+            fd.is_some_and(|fd| is_socket_of(fd, record, queue))
         })
     }
 }
 
-/// Whether this is an AF_XDP socket, and the one that was written down.
-pub(super) fn is_socket(fd: &OwnedFd, inode: Option<u64>) -> bool {
-    let is_xdp = sockopt::socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::XDP);
+/// Whether this is the socket of a lease's queue, as far as it was written down and the kernel tells: an AF_XDP socket of this
+/// network namespace, confined to the lease's device; its inode is not known of one that was not seen bound.
+pub(super) fn is_socket_of(fd: &OwnedFd, record: &Record, queue: u32) -> bool {
+    let recorded = record.sockets.iter().find(|socket| socket.queue == queue);
+    let inode = recorded.and_then(|socket| socket.inode);
     let found = rustix::fs::fstat(fd).ok().map(|stat| stat.st_ino);
-    is_xdp && inode.is_none_or(|inode| found == Some(inode))
+    let is_of_device = || origin::confined_to(fd).is_ok_and(|index| index == record.interface_index);
+    is_socket(fd) && is_of_device() && inode.is_none_or(|inode| found == Some(inode))
+}
+
+/// Whether this is an AF_XDP socket of this network namespace.
+pub(super) fn is_socket(fd: &OwnedFd) -> bool {
+    let is_xdp = sockopt::socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::XDP);
+    let is_of_here = || match (origin::network_namespace(fd), origin::own_network_namespace()) {
+        (Ok(of_socket), Ok(own)) => of_socket == own,
+        _ => false,
+    };
+    is_xdp && is_of_here()
 }
 
 #[cfg(test)]

@@ -2,11 +2,9 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::oneshot::{self, error::TryRecvError};
-use tokio::time::timeout;
 use xsk_client::wire::{Acquired, BindReply};
 
 use crate::end::{self, Reason};
@@ -14,6 +12,7 @@ use crate::engine::{Engine, EngineHandle, Turn};
 use crate::error::Failure;
 use crate::identity::Process;
 use crate::lease::LeaseId;
+use crate::manager::Sent;
 use crate::unread::Unread;
 
 /// A lease, or its sockets, on the way to its holder: the reply and the fds that go with it.
@@ -30,7 +29,7 @@ pub struct HandOver {
     /// What charges the client for them, until somebody else keeps it.
     pub unread: Option<Unread>,
     /// Resolves when the service manager was sent what the next broker is to have of it.
-    pub(super) stored: Option<oneshot::Receiver<()>>,
+    pub(super) stored: Option<Sent>,
     pub(super) lease: LeaseId,
     /// Whose lease it is; it may give it away before this is delivered.
     pub(super) holder: Arc<Process>,
@@ -72,14 +71,12 @@ impl HandOver {
     /// Waits until a service manager that keeps fds has those that the next broker needs for this lease: only then may
     /// anybody else have its sockets. Not for ever: without them it is as without such a manager.
     pub async fn until_stored(&mut self) {
-        const PATIENCE: Duration = Duration::from_secs(1);
-
         if let Some(stored) = self.stored.take()
-            && timeout(PATIENCE, stored).await.is_err()
+            && !stored.in_time().await
         {
-            tracing::warn!(
+            tracing::info!(
                 lease = self.lease.0,
-                "the service manager does not take fds to keep (NOTIFY_SOCKET): this lease may not outlive a restart"
+                "the service manager takes no fds to keep now (NOTIFY_SOCKET): this lease may not outlive a restart"
             );
         }
     }

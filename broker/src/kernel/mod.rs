@@ -9,6 +9,7 @@ pub mod missing_pages;
 pub mod multi_buffer;
 pub mod namespace;
 pub mod netlink;
+pub mod origin;
 pub mod peer;
 pub mod pinned;
 pub mod pins;

@@ -141,6 +141,10 @@ pub struct Status {
     /// How its audit log is doing; absent in a reply of a version that does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit_log: Option<AuditLog>,
+    /// Why the service manager is given no fds to keep any more, though it has a store for them; absent where it is, or there
+    /// is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd_store_trouble: Option<String>,
 }
 
 /// What became of the broker's audit lines.

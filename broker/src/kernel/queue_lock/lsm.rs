@@ -96,6 +96,26 @@ impl Lsm {
         })
     }
 
+    /// Forgets the ticket of a lease of another broker by its sockets, which are bound. Usually it was forgotten by that one.
+    pub(super) fn forget<'s>(&self, mut sockets: impl Iterator<Item = &'s Xsk>) {
+        let Some(socket) = sockets.next() else { return };
+        // Without a permit it left under another lock.
+        let Ok([broker, number, ..]) = self.0.sockets().get(&socket.as_fd(), 0) else {
+            return;
+        };
+        if number == OWN {
+            return;
+        }
+        let removed = self.0.leases().remove(&[broker, number]);
+        let is_gone = |error: &MapError| match error {
+            MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),
+            error => matches!(error, MapError::KeyNotFound),
+        };
+        if let Err(error) = removed.or_else(|error| if is_gone(&error) { Ok(()) } else { Err(error) }) {
+            tracing::error!(%error, "cannot forget the ticket of a lease that was taken over");
+        }
+    }
+
     /// Ends the tickets of all other brokers: where nothing is at hand by which any could be resumed, before anybody can ask
     /// for anything. How many there are is told once leases were taken over.
     pub fn end_all_others(&self) {

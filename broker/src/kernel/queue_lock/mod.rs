@@ -240,9 +240,14 @@ impl QueueLocks {
         }
     }
 
-    /// Sockets of a lease that was taken over as active are bound: nothing is tainted by them.
+    /// Sockets of a lease that was taken over as active are bound: nothing is tainted by them, and nothing confines them, though
+    /// the broker before may have been killed before it said so.
     pub fn are_bound(&mut self, lease: &Lease) {
         self.taints.forget(lease.device().index, lease.id());
+        let sockets = lease.sockets.iter().filter_map(|leased| leased.socket.as_ref());
+        if let (QueueLock::Lsm, Ok(lsm)) = (lease.queue_lock(), &self.lsm) {
+            lsm.forget(sockets);
+        }
     }
 
     /// Ends what is out of other brokers' and was not resumed, and tells of it: `resumed` is what was.

@@ -148,8 +148,8 @@ impl Placeholders {
     /// long as the guard stands, since what it has is kept then; if it is a stranger, or a holder that would not let go
     /// of an ended lease's socket, it is looked at again and again.
     ///
-    /// `standing` are those that a broker before has put up for this lease, and that somebody has kept; for a new one there
-    /// are none.
+    /// `standing` are those that a broker before has put up for this lease, and that somebody has kept: each is believed where
+    /// its queue is taken, and where it is not another takes its place. For a new lease there are none.
     ///
     /// # Errors
     ///
@@ -159,9 +159,8 @@ impl Placeholders {
         lease: LeaseId,
         device: &Device,
         granted: &BTreeSet<u32>,
-        mut standing: BTreeMap<u32, KeptSocket>,
+        standing: BTreeMap<u32, KeptSocket>,
     ) -> Result<Guard, NotNow> {
-        standing.retain(|queue, _| !granted.contains(queue));
         {
             let mut devices = self.devices.borrow_mut();
             let guarded = devices.guarded.entry(device.index).or_default();
@@ -171,7 +170,7 @@ impl Placeholders {
             guarded.guard = Some(Standing {
                 lease,
                 granted: granted.clone(),
-                placeholders: standing,
+                placeholders: BTreeMap::new(),
                 kept: Vec::new(),
                 look: Instant::now() + LOOK,
             });
@@ -185,7 +184,7 @@ impl Placeholders {
         let Some(guarded) = devices.guarded.get_mut(&device.index) else {
             return Err(NotNow::Turn);
         };
-        let result = guarded.fill(device, &BTreeSet::new(), &self.keeper);
+        let result = guarded.fill(device, &BTreeSet::new(), standing, &self.keeper);
         // What was on its way to be free and is not is neither ours nor anybody's for long.
         let leaving = guarded
             .leaving
@@ -227,7 +226,7 @@ impl Placeholders {
             }
             // A device that is gone needs no guard, of which news is on its way.
             let Some(device) = device else { continue };
-            if let Err(failure) = guarded.fill(&device, &active, &self.keeper) {
+            if let Err(failure) = guarded.fill(&device, &active, BTreeMap::new(), &self.keeper) {
                 tracing::warn!(
                     interface = %device.name,
                     error = crate::error::chain(&failure),
@@ -298,8 +297,14 @@ impl Devices {
 }
 
 impl Guarded {
-    /// Puts placeholders on what has none, except on granted and active queues.
-    fn fill(&mut self, device: &Device, active: &BTreeSet<u32>, keeper: &Keeper) -> Result<(), Failure> {
+    /// Puts placeholders on what has none, except on granted and active queues: those that stand already where they do.
+    fn fill(
+        &mut self,
+        device: &Device,
+        active: &BTreeSet<u32>,
+        mut standing: BTreeMap<u32, KeptSocket>,
+        keeper: &Keeper,
+    ) -> Result<(), Failure> {
         let Some(guard) = &mut self.guard else {
             return Ok(());
         };
@@ -332,6 +337,11 @@ impl Guarded {
                         interface_index: device.index,
                         queue,
                     };
+                    if standing.remove(&queue).is_some() {
+                        tracing::warn!(
+                            "what the service manager has kept by the name {name} was not on that queue: it is closed"
+                        );
+                    }
                     let kept = keeper.keep(name, socket.as_fd());
                     guard.placeholders.insert(queue, (socket, kept));
                     self.leaving.remove(&queue);
@@ -339,6 +349,9 @@ impl Guarded {
                 // Somebody has it; or it is no more, since there are fewer queues now than when they were counted.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EINVAL)) => {
                     spare = Some(socket);
+                    let is_taken = error.raw_os_error() == Some(libc::EBUSY);
+                    let stands = standing.remove(&queue).filter(|_| is_taken);
+                    guard.placeholders.extend(stands.map(|socket| (queue, socket)));
                 }
                 Err(error) => return Err(failed("bind(AF_XDP)", error)),
             }
