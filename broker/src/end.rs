@@ -291,7 +291,11 @@ pub fn release(engine: &mut Engine, peer: &Peer, id: LeaseId) {
 ///
 /// [`BrokerError::NoSuchLease`] where there is none. One that lingers stays as it is.
 pub fn revoke(engine: &mut Engine, id: LeaseId) -> Result<Revoked, Error> {
-    engine.leases.get_mut(id).ok_or_else(|| no_such_lease(id))?;
+    if engine.leases.get_mut(id).is_none() {
+        let message =
+            format!("there is no lease {id}, or none any more: `xsk-broker list` shows those that there are");
+        return Err(BrokerError::NoSuchLease { lease: id.0, message }.into());
+    }
     Ok(take_back(engine, id, Reason::Revoked))
 }
 

@@ -42,7 +42,7 @@ use crate::{transfer, zero_copy};
 pub use activate::activate;
 pub use bound::bind;
 pub use hand_over::{HandOver, HandOverReply};
-pub use outlook::{LIMITS, outlook};
+pub use outlook::{AUDIT_LOG, LIMITS, outlook};
 use refusals::{
     beyond_map, foreign_program, no_device, no_lock, no_such_queue, not_native, taken, unconfined,
 };

@@ -129,7 +129,7 @@ pub async fn at_signal(engine: EngineHandle) {
                     lease.reason
                 );
             }
-            tracing::info!("SIGHUP: the policy was read anew, {} rules", reloaded.rules);
+            tracing::info!("SIGHUP: the policy was read anew; rules: {}", reloaded.rules);
         }
         Err(Error::Refused(BrokerError::PolicyWrong { mistakes, message })) => {
             for mistake in &mistakes {
@@ -183,7 +183,7 @@ fn put_in_force(
     }
     let (rules, files) = (engine.policy.rule_count(), loaded.files.len());
     let message = format!(
-        "{rules} rules from {files} files; leases that they would not give: {}",
+        "rules: {rules}, files: {files}, leases that they would not give: {}",
         not_allowed.len()
     );
     write_down(engine, Event::Reloaded, by, &message);

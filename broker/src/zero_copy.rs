@@ -1,11 +1,11 @@
-//! What a rule says of zero-copy, held against the device before sockets are made for it, and against the sockets once
-//! their holder has bound them.
+//! What a rule says of zero-copy, and a request for sockets that the broker binds, held against the device before sockets are
+//! made for it, and against the sockets once their holder has bound them.
 //!
 //! **Invariants**: a holder is never made to find out at its bind what the broker could have known at its request; and
 //! `forbidden` is promised only where it is kept, since a socket that was bound in zero-copy mode reads its whole queue
 //! whatever is done about it afterwards (F43).
 
-use xsk_client::wire::{BrokerError, QueueLock, SocketKind, XdpMode, ZeroCopy};
+use xsk_client::wire::{BrokerError, ModeWish, QueueLock, SocketKind, XdpMode, ZeroCopy};
 
 use crate::device::Device;
 use crate::error::Error;
@@ -14,11 +14,11 @@ use crate::kernel::queue_probe::QueueProbe;
 use crate::lease::{Lease, Reservation};
 use crate::policy::Terms;
 
-/// Refuses a device on which the rule's `zero-copy` cannot be kept.
+/// Refuses a device on which the rule's `zero-copy` cannot be kept, or the request's mode not be had.
 ///
 /// # Errors
 ///
-/// [`BrokerError::DeviceUnavailable`] with the reason; what the kernel says when it is asked what the driver has.
+/// [`BrokerError::DeviceUnavailable`] with the reason, [`BrokerError::ZeroCopyUnavailable`]; what the kernel says when it is asked what the driver has.
 pub fn check_device(
     probe: &mut QueueProbe,
     reservation: &Reservation,
@@ -48,6 +48,8 @@ pub fn check(
     mut driver_has: impl FnMut() -> Result<bool, Error>,
 ) -> Result<(), Error> {
     match terms.zero_copy() {
+        // Where the broker binds it knows what for.
+        ZeroCopy::Allowed if is_wanted(terms) && !driver_has()? => Err(not_there(terms, device).into()),
         ZeroCopy::Allowed => Ok(()),
         // Frames of a zero-copy queue come to a generic program as copies, and are copied once more.
         ZeroCopy::Required if xdp == XdpMode::Generic => Err(needs_native(terms.rule(), device).into()),
@@ -65,6 +67,11 @@ pub fn check(
             QueueLock::Lsm | QueueLock::None | QueueLock::Placeholders => Ok(()),
         },
     }
+}
+
+/// Whether a request is for zero-copy alone: only of sockets that the broker binds it says so.
+pub fn is_wanted(terms: &Terms) -> bool {
+    terms.sockets() == SocketKind::Bound && terms.mode() == ModeWish::ZeroCopy
 }
 
 /// What a holder is told that has bound a socket in a mode which the rule does not admit; `None`: it has not.
@@ -86,6 +93,19 @@ pub fn check_bound(lease: &Lease) -> Option<BrokerError> {
             lease.id(),
         ),
     })
+}
+
+fn not_there(terms: &Terms, device: &Device) -> BrokerError {
+    let (name, queue) = (&device.name, terms.queues().iter().next().unwrap_or_default());
+    BrokerError::ZeroCopyUnavailable {
+        interface: name.clone(),
+        queue,
+        message: format!(
+            "the driver of {name} has no zero-copy on this kernel (`ethtool -i {name}` names it); ask for mode {} or {}",
+            ModeWish::ZeroCopyElseCopy,
+            ModeWish::Copy,
+        ),
+    }
 }
 
 fn unavailable(device: &Device, message: String) -> BrokerError {

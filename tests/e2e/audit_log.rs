@@ -201,6 +201,19 @@ fn who_floods_the_log_waits_and_others_are_granted() {
     let lease = lease_of(&of_quiet.call("Acquire", &acquire(2)).unwrap());
     of_quiet.call("Release", &json!({ "lease": lease })).unwrap();
     let lease = lease_of(&of_quiet.call("Acquire", &acquire(2)).unwrap());
+    let explain = |uid: &Uid| {
+        let user = uid.number().to_string();
+        let words = ["explain", "--user", &user, "--kind", "bound", "eth0:1"];
+        broker.cli(&words).unwrap()
+    };
+    let explained = explain(&loud);
+    assert_eq!(explained.code, Some(75), "{explained:?}");
+    assert!(
+        explained.stdout.contains("eth0:1: refused for now by the broker")
+            && explained.stdout.contains(&words),
+        "{explained:?}"
+    );
+    assert_eq!(explain(&quiet).code, Some(0));
     // Nor does it hide whose refusals there are.
     let beyond = json!({ "interface": "eth0", "queues": [0], "sockets": "prepared" });
     of_quiet.call("Acquire", &beyond).unwrap();

@@ -167,7 +167,16 @@ fn every_end_has_its_code() {
         "queues = \"1-3,9\"",
     );
     ends(&broker.cli_as(&other, &["list"]).unwrap(), 0, "");
-    ends(&broker.cli(&["revoke", "999"]).unwrap(), 1, "no lease 999");
+    ends(
+        &broker.cli(&["revoke", "999"]).unwrap(),
+        1,
+        "there is no lease 999, or none any more: `xsk-broker list` shows those that there are",
+    );
+    ends(
+        &broker.cli(&["revoke", "eth0:1"]).unwrap(),
+        2,
+        "a lease is named by its number, as the first column of `xsk-broker list` shows it",
+    );
     ends(
         &broker.cli(&["revoke", "1"]).unwrap(),
         75,

@@ -3,11 +3,13 @@
 
 use e2e::bpf::XdpAttach;
 use e2e::broker::{BrokerProcess, Output};
+use e2e::netlink::LinkState;
 use e2e::queue_program::QueueProgram;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use serde_json::{Value, json};
 
+use crate::bound_scene;
 use crate::lease_scene::{allow_kinds, allow_with, eth0, interface, wait_until};
 use crate::puppet::Puppet;
 
@@ -31,12 +33,10 @@ fn refused(broker: &BrokerProcess<'_>, uid: &Uid, target: &str, code: i32, words
     );
     assert!(explained.stdout.contains(words), "{explained:?}");
     assert!(granted.stderr.contains(words), "{granted:?}");
-    assert!(
-        explained
-            .stdout
-            .starts_with(&format!("{target}: refused by rule ")),
-        "{explained:?}"
-    );
+    // Not by the rule, which would give it.
+    let by = if code == 77 { "a limit\n" } else { "this machine (" };
+    let heading = format!("{target}: refused by {by}");
+    assert!(explained.stdout.starts_with(&heading), "{explained:?}");
 }
 
 #[test]
@@ -156,6 +156,59 @@ fn a_lock_that_cannot_be_had_is_told() {
     let output = broker.cli(&offline).unwrap();
     assert_eq!(output.code, Some(0), "{output:?}");
     assert!(output.stdout.contains("machine  not looked at"), "{output:?}");
+}
+
+/// What the broker binds it knows of before: nobody is to touch memory for what cannot be.
+#[test]
+fn a_mode_that_the_driver_has_not_is_refused_by_both() {
+    bound_scene::needs_bound!();
+    let world = World::new().unwrap();
+    let alice = Uid::take().unwrap();
+    let text = interface("eth0", "") + &bound_scene::allow(alice.number(), "1-7", "");
+    let broker = BrokerProcess::start(&world, &text).unwrap();
+    let of_mode = |mode| both(&broker, &alice, "eth0:1", &["--kind", "bound", "--mode", mode]);
+    let words = "the driver of eth0 has no zero-copy";
+    let (explained, granted) = of_mode("zerocopy");
+    assert_eq!(
+        (explained.code, granted.code),
+        (Some(78), Some(78)),
+        "{explained:?}\n{granted:?}"
+    );
+    assert!(explained.stdout.contains(words), "{explained:?}");
+    assert!(granted.stderr.contains(words), "{granted:?}");
+    let (explained, granted) = of_mode("zerocopy_else_copy");
+    assert_eq!(
+        (explained.code, granted.code),
+        (Some(0), Some(0)),
+        "{explained:?}\n{granted:?}"
+    );
+}
+
+#[test]
+fn a_device_that_is_down_is_told_and_granted() {
+    let world = World::new().unwrap();
+    let alice = Uid::take().unwrap();
+    let text = interface("eth0", "") + &allow_with(alice.number(), "1-7", "");
+    let broker = BrokerProcess::start(&world, &text).unwrap();
+    let link = |words: &str, queue: u32| {
+        let (explained, granted) = both(&broker, &alice, &format!("eth0:{queue}"), &[]);
+        assert_eq!(
+            (explained.code, granted.code),
+            (Some(0), Some(0)),
+            "{explained:?}\n{granted:?}"
+        );
+        assert!(explained.stdout.contains(words), "{explained:?}");
+    };
+    link("up, with a carrier", 1);
+    let peer = world.device(Side::PEER).index;
+    world.netlink(Side::PEER).set_link(peer, LinkState::Down).unwrap();
+    link("eth0 has no carrier: it is granted all the same", 2);
+    let index = world.device(Side::Host).index;
+    world
+        .netlink(Side::Host)
+        .set_link(index, LinkState::Down)
+        .unwrap();
+    link("eth0 is down: it is granted all the same", 3);
 }
 
 /// A device that became an uplink after its first grant: the next one is refused, what is held goes on.

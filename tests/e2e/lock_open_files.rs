@@ -52,6 +52,27 @@ fn acquire(client: &mut Broker, target: &str, kind: SocketKind) -> Result<(), Br
     })
 }
 
+/// Wherever in its start the kernel gives it no more.
+#[test]
+fn a_start_with_too_few_says_which_limit_and_how_much() {
+    let alice = Uid::take().unwrap();
+    for few in [12, 16, 24] {
+        let world = World::new().unwrap();
+        let mut broker = BrokerProcess::builder()
+            .open_files(few)
+            .launch(&world, &policy(&[&alice]))
+            .unwrap();
+        let status = broker.wait().unwrap();
+        let stderr = broker.process().stderr().join("\n");
+        assert!(matches!(status.code(), Some(1 | 78)), "{few}: {status} {stderr}");
+        let words = format!("RLIMIT_NOFILE is {few} here. A broker wants 128 at least");
+        assert!(
+            stderr.contains(&words) && stderr.contains("LimitNOFILE="),
+            "{stderr}"
+        );
+    }
+}
+
 #[test]
 fn a_limit_that_can_never_be_enough_is_named_with_what_is() {
     // A quarter of it, less what the broker needs for itself.

@@ -216,7 +216,7 @@ fn sighup_does_the_same_and_tells_the_log() {
     assert_eq!(find(&broker, lease).not_allowed, None);
 
     hang_up(&policy(&[(bob.number(), "1-7")]));
-    wait("SIGHUP: the policy was read anew, 1 rules");
+    wait("SIGHUP: the policy was read anew; rules: 1");
     wait("kept, though the policy would not give it now");
     assert_eq!(audited(&broker, "reloaded")["reason"], "sighup");
     assert!(find(&broker, lease).not_allowed.is_some());

@@ -249,9 +249,12 @@ fn bind_as_the_file_says(checker: &mut Checker, scene: &Scene<'_>) {
             mode: Some(ModeWish::ZeroCopy),
             ..Acquire::new("eth0:6".parse().unwrap(), SocketKind::Bound)
         };
-        let (other, memfd) = broker.acquire(&wish).unwrap();
-        let _memory = Mapping::new(&memfd[0], 0, bytes, Prefault::Yes).unwrap();
-        bind(&mut broker, other.lease);
+        match broker.acquire(&wish) {
+            Err(CallError::Refused { cause, .. }) => {
+                replies.push(("Acquire", serde_json::to_value(cause).unwrap()));
+            }
+            other => panic!("{other:?}"),
+        }
         replies.push(("Acquire", json!({ "parameters": acquired })));
         replies
     };

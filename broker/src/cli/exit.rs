@@ -76,6 +76,7 @@ fn of_refusal(refusal: &BrokerError) -> Exit {
         BrokerError::DeviceUnavailable { .. }
         | BrokerError::NoSuchQueue { .. }
         | BrokerError::PolicyWrong { .. }
+        | BrokerError::ZeroCopyUnavailable { .. }
         | BrokerError::SocketKindUnsupported { .. } => Exit::Config,
         _ => Exit::Failed,
     }

@@ -8,7 +8,7 @@ use super::exit::Exit;
 use super::output::{self, Sockets, put, put_json};
 use super::user::User;
 use super::wish::Wish;
-use crate::grant::LIMITS;
+use crate::grant::{AUDIT_LOG, LIMITS};
 use crate::identity::Subject;
 use crate::policy::{Ownership, Policy, View};
 
@@ -19,7 +19,7 @@ use crate::policy::{Ownership, Policy, View};
 /// changed by asking. A refusal by the policy comes, for root, with what to write into it. With --policy FILE it asks that
 /// file, no broker, and looks at no machine.
 ///
-/// Exit codes: 0 it would be granted, 77 the policy refuses it, 78 the machine does.
+/// Exit codes: 0 it would be granted, 75 the audit log is full, 77 the policy refuses it, 78 the machine does.
 ///
 /// Example: xsk-broker explain --user alice eth0:2-4
 #[derive(Debug, clap::Args)]
@@ -61,6 +61,7 @@ pub fn run(args: &ExplainArgs) -> anyhow::Result<Exit> {
     Ok(match (explained.granted, explained.obstacle()) {
         (true, _) => Exit::Ok,
         (false, Some(obstacle)) if obstacle.what == LIMITS => Exit::Denied,
+        (false, Some(obstacle)) if obstacle.what == AUDIT_LOG => Exit::Busy,
         (false, Some(_)) => Exit::Config,
         (false, None) => Exit::Denied,
     })
@@ -116,15 +117,24 @@ fn offline(args: &ExplainArgs, file: &std::path::Path, user: User) -> anyhow::Re
     Ok(explained)
 }
 
+/// Granted or refused, and by whom: a rule that would give it refuses nothing.
+fn answer(explained: &Explained) -> String {
+    let by_rule = explained.rule.as_ref().map(|rule| format!(" by rule {rule}"));
+    match (explained.granted, explained.obstacle()) {
+        (true, _) => format!("granted{}", by_rule.unwrap_or_default()),
+        (false, None) => format!("refused{}", by_rule.unwrap_or_default()),
+        (false, Some(obstacle)) => match obstacle.what.as_str() {
+            LIMITS => "refused by a limit".to_owned(),
+            AUDIT_LOG => "refused for now by the broker".to_owned(),
+            what => format!("refused by this machine ({what})"),
+        },
+    }
+}
+
 /// The answer, what each rule says, and what to write to change it.
 fn text(target: &Target, explained: &Explained) -> String {
-    let answer = if explained.granted { "granted" } else { "refused" };
-    let by = explained
-        .rule
-        .as_ref()
-        .map_or_else(String::new, |rule| format!(" by rule {rule}"));
     let mut lines = vec![
-        format!("{target}: {answer}{by}"),
+        format!("{target}: {}", answer(explained)),
         format!("  {}", explained.reason),
     ];
     if !explained.rules.is_empty() {

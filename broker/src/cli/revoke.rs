@@ -33,6 +33,7 @@ use crate::ascii;
 #[derive(Debug, clap::Args)]
 pub struct RevokeArgs {
     /// The lease's number, as `list` shows it
+    #[arg(value_parser = number)]
     lease: u64,
 
     /// End its holder, too
@@ -72,6 +73,11 @@ struct Outcome {
     /// How its device is cut, for people, if that was asked for and not done.
     #[serde(skip_serializing_if = "Option::is_none")]
     how_to_cut: Option<String>,
+}
+
+fn number(text: &str) -> Result<u64, &'static str> {
+    text.parse()
+        .map_err(|_| "a lease is named by its number, as the first column of `xsk-broker list` shows it")
 }
 
 /// Runs the command.

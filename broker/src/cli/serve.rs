@@ -27,6 +27,7 @@ use crate::manager::Manager;
 use crate::numbers::LOCK_FILE;
 use crate::policy::{Loaded, Origin, Policy, Strictness};
 use crate::privileges::{self, Account};
+use crate::quota::open_files_for;
 use crate::reload::PolicySource;
 use crate::report::Scope;
 use crate::server::{self, Listener};
@@ -104,14 +105,34 @@ pub fn run(args: &ServeArgs) -> Exit {
     match result {
         Ok(()) => Exit::Ok,
         Err(Failed::Setup(error)) => {
-            eprintln!("xsk-broker: {}", chain(error.as_ref()));
+            eprintln!("xsk-broker: {}{}", chain(error.as_ref()), fds_hint(&error));
             Exit::Config
         }
         Err(Failed::Serving(error)) => {
-            eprintln!("xsk-broker: {}", chain(error.as_ref()));
+            eprintln!("xsk-broker: {}{}", chain(error.as_ref()), fds_hint(&error));
             Exit::Failed
         }
     }
+}
+
+/// What to do where the kernel gives no more fds: it does not say whose limit that is.
+fn fds_hint(error: &anyhow::Error) -> String {
+    let errno = |cause: &(dyn std::error::Error + 'static)| {
+        let io = cause
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error);
+        io.or_else(|| Some(cause.downcast_ref::<rustix::io::Errno>()?.raw_os_error()))
+    };
+    if !error.chain().any(|cause| errno(cause) == Some(libc::EMFILE)) {
+        return String::new();
+    }
+    let most = getrlimit(Limit::Nofile).maximum;
+    format!(
+        "\nRLIMIT_NOFILE is {} here. A broker wants {} at least, one more for each queue that it grants, and more for clients and \
+         placeholders: LimitNOFILE=65536 in its unit, or `ulimit -n 65536` before it is started",
+        most.map_or_else(|| "unlimited".to_owned(), |most| most.to_string()),
+        open_files_for(0)
+    )
 }
 
 /// At which stage it failed.
@@ -173,11 +194,12 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     let for_clients = passed.listener(Scope::Own, args.socket.as_deref())?;
     let for_operators = passed.listener(Scope::All, args.control_socket.as_deref())?;
 
-    // 1. Root, and an account to end as.
+    // 1. Root, and an account to end as. And as many fds as the kernel lets us have: each lease takes one for each queue.
     if !rustix::process::geteuid().is_root() {
         bail!("serve must be started by root; it gives root up by itself (see --user)");
     }
     let account = account(&args.user)?;
+    let open_files = raise_open_files()?;
 
     // 2. The policy: a wrong one never starts the daemon. NSS is asked for names here, and never later.
     let (origin, loaded) = policy(args)?;
@@ -216,19 +238,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     }
     let sink = audit_sink(args.audit_log.as_deref())?;
 
-    // 6. As many fds as the kernel lets us have: each lease takes one for each queue.
-    let limit = getrlimit(Limit::Nofile);
-    let open_files = limit.maximum.unwrap_or(u64::MAX);
-    setrlimit(
-        Limit::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            ..limit
-        },
-    )
-    .context("cannot raise RLIMIT_NOFILE")?;
-
-    // aya probes the kernel once, and finds less with less: a program's name, for one, takes CAP_PERFMON to probe.
+    // 6. aya probes the kernel once, and finds less with less: a program's name, for one, takes CAP_PERFMON to probe.
     let features = aya::features();
     tracing::debug!(?features, "what aya found in the kernel");
 
@@ -252,7 +262,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     );
     let audit = Audit::new();
     audit.write(&Line::new(Event::Started).message(&message));
-    tracing::info!("{message}, {} rules", loaded.policy.rule_count());
+    tracing::info!("{message}; rules: {}", loaded.policy.rule_count());
     let manager = Manager::of_this_process()?;
     let parts = Parts {
         policy: loaded.policy,
@@ -280,6 +290,20 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         log,
         _lock: lock,
     })
+}
+
+/// Takes as many fds as the limit that only root can raise lets us have, and says how many.
+fn raise_open_files() -> anyhow::Result<u64> {
+    let limit = getrlimit(Limit::Nofile);
+    setrlimit(
+        Limit::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    )
+    .context("cannot raise RLIMIT_NOFILE")?;
+    Ok(limit.maximum.unwrap_or(u64::MAX))
 }
 
 /// The socket for clients of that scope: a service manager's, or one of our own.

@@ -14,6 +14,8 @@ use crate::{limit, zero_copy};
 
 /// The look at what the policy limits in all: it is no matter of the machine.
 pub const LIMITS: &str = "limits";
+/// The look at who reads the audit log: it is no matter of the machine either, and of the moment.
+pub const AUDIT_LOG: &str = "audit log";
 
 /// Looks at what terms would be granted on. The first line that refuses is what a grant would say.
 pub fn outlook(engine: &mut Engine, terms: &Terms, uid: u32) -> Vec<Check> {
@@ -29,7 +31,12 @@ pub fn outlook(engine: &mut Engine, terms: &Terms, uid: u32) -> Vec<Check> {
     let (lock, queue_lock) = queue_lock(engine, terms, &device);
     let (xdp, program) = program(engine, terms, &device);
     let mut checks = vec![
+        match engine.audit.has_room(uid) {
+            Ok(()) => fine(AUDIT_LOG, "what is granted can be written down"),
+            Err(full) => refused(AUDIT_LOG, &full.into()),
+        },
         fine("device", &has),
+        link(&device),
         queue_lock,
         match limit::never(engine.leases.accounts().limits(), terms, uid) {
             Some(never) => refused(LIMITS, &never.into()),
@@ -62,6 +69,27 @@ pub fn outlook(engine: &mut Engine, terms: &Terms, uid: u32) -> Vec<Check> {
         "whether the queues are free, and what is left of the limits, is as it is when they are asked for (`list`, `status`)",
     ));
     checks
+}
+
+/// Whether anything would arrive: a grant does not depend on it.
+fn link(device: &Device) -> Check {
+    const WHAT: &str = "link";
+
+    let link = match device.link() {
+        Ok(Some(link)) => link,
+        Ok(None) => return refused(WHAT, &no_device(&device.name).into()),
+        Err(failure) => return not_looked(WHAT, &chain(&failure)),
+    };
+    let lacks = match (link.up, link.carrier) {
+        (true, true) => return fine(WHAT, "up, with a carrier"),
+        (true, false) => "has no carrier",
+        (false, _) => "is down",
+    };
+    let why = format!(
+        "{} {lacks}: it is granted all the same, and nothing arrives or leaves until that changes",
+        device.name
+    );
+    fine(WHAT, &why)
 }
 
 /// The lock that would be in force, as far as it matters.
@@ -186,8 +214,9 @@ fn zero_copy(
 ) -> Check {
     const WHAT: &str = "zero-copy";
 
-    if terms.zero_copy() == ZeroCopy::Allowed {
-        return fine(WHAT, "the rule takes either mode");
+    let is_wanted = zero_copy::is_wanted(terms) || terms.zero_copy() == ZeroCopy::Required;
+    if terms.zero_copy() == ZeroCopy::Allowed && !is_wanted {
+        return fine(WHAT, "the rule takes either mode, and so does the request");
     }
     let Some(has) = engine.probe.driver_has_zero_copy_untouched(device.index) else {
         return not_looked(
@@ -199,11 +228,11 @@ fn zero_copy(
     let mode = xdp.unwrap_or(XdpMode::Native);
     match zero_copy::check(terms, device, mode, lock, || Ok(has)) {
         Err(error) => failed(WHAT, &error),
-        Ok(()) if xdp.is_none() && terms.zero_copy() == ZeroCopy::Required => not_looked(
+        Ok(()) if xdp.is_none() && is_wanted => not_looked(
             WHAT,
             "the driver says that it has it; it takes the XDP program native, which shows when that is attached",
         ),
-        Ok(()) if terms.zero_copy() == ZeroCopy::Required => fine(
+        Ok(()) if is_wanted => fine(
             WHAT,
             "the driver says that it has it; a bind shows whether it does",
         ),
