@@ -33,8 +33,9 @@ impl fmt::Display for Keeper {
     }
 }
 
-/// Who has a socket of this lease. For others than root, only what their own processes have.
-pub fn of(lease: &Lease) -> Vec<Keeper> {
+/// Who has a socket of this lease but the broker, which may still be closing its own. For others than root, only what their own
+/// processes have.
+pub fn of(lease: &Lease, broker: u32) -> Vec<Keeper> {
     let sockets: Vec<String> = lease
         .queues
         .iter()
@@ -48,6 +49,9 @@ pub fn of(lease: &Lease) -> Vec<Keeper> {
         .filter_map(|entry| {
             let entry = entry.ok()?;
             let pid = entry.file_name().to_str()?.parse().ok()?;
+            if pid == broker {
+                return None;
+            }
             keeper(pid, &entry.path(), &sockets)
         })
         .collect();

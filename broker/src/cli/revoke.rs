@@ -106,7 +106,7 @@ pub fn run(args: &RevokeArgs) -> anyhow::Result<Exit> {
     // Whoever has what is good for nothing is no matter.
     let keepers = match args.lose_all_leases_addresses_and_routes || !revoked.tx_may_continue {
         true => Vec::new(),
-        false => keepers::of(&lease),
+        false => keepers::of(&lease, broker.get_status()?.pid),
     };
     let outcome = Outcome {
         rx_stopped: revoked.rx_stopped || is_over,
