@@ -1,5 +1,5 @@
-//! The frames layer: every slice that is lent lies in the umem, none overlaps an owned frame, and nobody but its owner
-//! changes one.
+//! The frames layer: every slice that is lent lies in the umem, none overlaps an owned frame, or one that another socket
+//! of the umem lends meanwhile, and nobody but its owner changes one.
 
 use std::ops::Range;
 
@@ -8,7 +8,9 @@ use super::rings::OtherSide;
 use crate::bind::BindOptions;
 use crate::frame::Frame;
 use crate::pool::Pool;
+use crate::receive::Received;
 use crate::stamps::TxRequest;
+use crate::transmit::Transmit;
 use crate::umem::{Umem, UmemOptions};
 use crate::wire::BindMode;
 use crate::xsk::Xsk;
@@ -24,6 +26,8 @@ struct Owned {
 struct Stage {
     xsk: Xsk,
     other: OtherSide,
+    /// Another socket of the same umem.
+    neighbour: Option<(Xsk, OtherSide)>,
     memory: Range<usize>,
     owned: Vec<Owned>,
     tags: u8,
@@ -32,7 +36,11 @@ struct Stage {
 pub(super) fn play(script: &mut Script<'_>) {
     let mut stage = Stage::new(script);
     while !script.is_over() {
-        match script.byte() % 10 {
+        let step = script.byte();
+        if step >= 128 {
+            stage.change_places();
+        }
+        match step % 10 {
             0..=4 => stage.other.act(script),
             5 => stage.receive(script),
             6 => stage.transmit(script),
@@ -68,16 +76,29 @@ impl Stage {
         let umem = Umem::new(&options).expect("a umem");
         let (chunk_bytes, start) = (umem.chunk_bytes(), umem.memory().start().addr().get());
         let memory = start..start + umem.memory().len();
-        let share = Pool::divide(umem, 1)
-            .and_then(|mut shares| shares.pop())
-            .expect("a share");
-        let (opened, rings, other) = OtherSide::new(chunk_bytes, chunks, 0);
+        let sockets = if shape & 32 == 0 { 1 } else { 2 };
+        let shares = Pool::divide(umem, sockets).expect("shares");
+        let mut sockets = shares.into_iter().map(|share| {
+            let (opened, rings, other) = OtherSide::new(chunk_bytes, chunks, 0);
+            let xsk = Xsk::over(opened, rings, share, mode, &binding).expect("a socket");
+            (xsk, other)
+        });
+        let (xsk, other) = sockets.next().expect("a socket");
         Self {
-            xsk: Xsk::over(opened, rings, share, mode, &binding).expect("a socket"),
+            xsk,
             other,
+            neighbour: sockets.next(),
             memory,
             owned: Vec::new(),
             tags: 0,
+        }
+    }
+
+    /// The other socket's turn.
+    fn change_places(&mut self) {
+        if let Some((xsk, other)) = &mut self.neighbour {
+            std::mem::swap(xsk, &mut self.xsk);
+            std::mem::swap(other, &mut self.other);
         }
     }
 
@@ -85,12 +106,23 @@ impl Stage {
         let Ok(mut batch) = self.xsk.receive(script.below(12)) else {
             return;
         };
+        let mut beside = Beside::open(&mut self.neighbour, script);
         let mut forgotten = false;
         while let Some(mut frame) = batch.next_frame() {
             // While it is lent, too.
             self.other.act(script);
             check(&self.memory, &self.owned, &frame);
-            match script.byte() % 8 {
+            beside.lend(|lent| {
+                check(&self.memory, &self.owned, lent);
+                apart(lent, &frame);
+                lent.fill(LENT);
+            });
+            let choice = script.byte();
+            if let (Beside::Transmit(to), 0..64) = (&mut beside, choice) {
+                frame.forward(to).unwrap_or_else(drop);
+                continue;
+            }
+            match choice % 8 {
                 0 | 1 => frame.send().unwrap_or_else(drop),
                 2 => keep(&mut self.owned, &mut self.tags, frame.into_owned()),
                 3 => {
@@ -241,21 +273,68 @@ impl Stage {
     }
 }
 
+/// A batch of the neighbour's, while one of ours is out.
+enum Beside<'x> {
+    Nothing,
+    Receive(Received<'x>),
+    Transmit(Transmit<'x>),
+}
+
+impl<'x> Beside<'x> {
+    fn open(neighbour: &'x mut Option<(Xsk, OtherSide)>, script: &mut Script<'_>) -> Self {
+        let Some((xsk, other)) = neighbour else {
+            return Self::Nothing;
+        };
+        other.act(script);
+        let batch = match script.byte() % 4 {
+            0 => Ok(Self::Nothing),
+            1 => xsk.receive(script.below(12)).map(Self::Receive),
+            _ => xsk.transmit(script.below(12)).map(Self::Transmit),
+        };
+        batch.unwrap_or(Self::Nothing)
+    }
+
+    /// Looks at its next frame, if it has one, and gives it back.
+    fn lend(&mut self, look: impl FnOnce(&mut [u8])) {
+        match self {
+            Self::Nothing => {}
+            Self::Receive(batch) => {
+                if let Some(mut frame) = batch.next_frame() {
+                    look(&mut frame);
+                }
+            }
+            Self::Transmit(batch) => {
+                if let Some(mut frame) = batch.next_frame() {
+                    look(&mut frame);
+                }
+            }
+        }
+    }
+}
+
 /// What is lent is in the umem, and nobody else's.
 fn check(memory: &Range<usize>, owned: &[Owned], lent: &[u8]) {
-    let range = |bytes: &[u8]| bytes.as_ptr().addr()..bytes.as_ptr().addr() + bytes.len();
-    let lent = range(lent);
+    let range = range_of(lent);
     assert!(
-        memory.start <= lent.start && lent.end <= memory.end,
+        memory.start <= range.start && range.end <= memory.end,
         "beyond the umem"
     );
     for Owned { frame, .. } in owned {
-        let other = range(frame);
-        assert!(
-            lent.is_empty() || lent.end <= other.start || other.end <= lent.start,
-            "lent and owned at once"
-        );
+        apart(lent, frame);
     }
+}
+
+/// Two that somebody has at once.
+fn apart(one: &[u8], other: &[u8]) {
+    let (one, other) = (range_of(one), range_of(other));
+    assert!(
+        one.is_empty() || other.is_empty() || one.end <= other.start || other.end <= one.start,
+        "lent twice"
+    );
+}
+
+fn range_of(bytes: &[u8]) -> Range<usize> {
+    bytes.as_ptr().addr()..bytes.as_ptr().addr() + bytes.len()
 }
 
 /// Marks a frame as its owner's.
