@@ -58,7 +58,7 @@ impl Script<'_> {
 pub(crate) fn cases(count: u32) -> proptest::prelude::ProptestConfig {
     proptest::prelude::ProptestConfig {
         cases: if cfg!(miri) {
-            count.div_ceil(64).min(10)
+            count.div_ceil(64).min(6)
         } else {
             count
         },

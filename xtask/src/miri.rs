@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
 }
 
 /// What of the library is memory alone. Umem and rings lie in memory of the interpreter's there (`sys/interpreted.rs`).
-const MODULES: [&str; 5] = ["ring::", "chunks::", "umem::", "hostile::", "stamps::"];
+const MODULES: [&str; 6] = ["ring::", "chunks::", "pool::", "umem::", "hostile::", "stamps::"];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let root = repository::root()?;
