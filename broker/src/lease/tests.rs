@@ -9,8 +9,9 @@ use serde_json::json;
 use xsk_client::wire::Acquire;
 
 use super::*;
+use crate::charge::Accounts;
 use crate::policy::{Policy, Request, Verdict};
-use crate::quota::{Amounts, Limits};
+use crate::quota::{Amounts, Limits, Resource};
 use crate::record::Record;
 
 /// 2048 chunks of 2048 bytes, where a request names no other umem.
