@@ -51,13 +51,14 @@ impl Request {
         self
     }
 
-    /// Has the sockets poll their device from their own system calls, within what the rule allows; Linux 5.11.
+    /// Has the sockets poll their device from their own system calls; Linux 5.11. More than the rule's `busy-poll-budget` is
+    /// refused.
     pub fn busy_poll(mut self, busy_poll: BusyPoll) -> Self {
         self.0.busy_poll = Some(busy_poll);
         self
     }
 
-    /// How large the rings are to be; the broker's default, and at most what the rule allows, if not set.
+    /// How large the rings are to be, in entries; 2048 each if not set. More than the rule's `ring-entries` is refused.
     pub fn rings(mut self, rings: RingSizes) -> Self {
         self.0.rings = Some(rings);
         self
@@ -70,7 +71,7 @@ impl Request {
         self
     }
 
-    /// A text for the broker's log and list.
+    /// A text for the broker's log and list; never authority.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.0.label = Some(label.into());
         self

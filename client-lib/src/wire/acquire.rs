@@ -30,7 +30,7 @@ pub struct Acquire {
         skip_serializing_if = "Option::is_none"
     )]
     pub umem: Option<UmemShape>,
-    /// How large rings are wanted.
+    /// How large rings are wanted; 2048 entries each if absent. More than the rule's `ring-entries` is refused.
     #[serde(
         default,
         deserialize_with = "optional_object",

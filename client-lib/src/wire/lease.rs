@@ -161,7 +161,7 @@ pub struct Interface {
     /// Whether it is up and has a carrier; see [`LeaseEvent`](super::LeaseEvent).
     pub carrier: bool,
     /// The longest packet, in bytes without the Ethernet header. A packet that is longer than a chunk of its holder's umem
-    /// is dropped and counted.
+    /// is dropped and counted, unless the socket is bound for packets of several chunks (`XDP_USE_SG`, Linux 6.6).
     pub mtu: u32,
     /// Queues that packets arrive on or leave by now.
     pub queues: u32,

@@ -81,7 +81,7 @@ pub(crate) struct Options {
     #[arg(long, short = 'b', alias = "batch-size", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096), value_name = "PACKETS")]
     pub(crate) batch: u32,
 
-    /// Entries of each ring, a power of two; the broker's default if not told
+    /// Entries of each ring, a power of two; 2048 if not told
     #[arg(long, value_name = "ENTRIES")]
     pub(crate) rings: Option<u32>,
 
