@@ -16,6 +16,7 @@ pub mod device;
 pub mod end;
 pub mod engine;
 pub mod error;
+pub mod exclusive;
 mod fail_point;
 pub mod fd_store;
 pub mod grant;

@@ -8,6 +8,8 @@ use crate::scene::{EVERY_INTERFACE, Scene, tenant_rule};
 
 /// EX_CONFIG
 const WRONG_SETUP: i32 = 78;
+/// EX_NOPERM
+const NOT_ALLOWED: i32 = 77;
 
 /// `serve` as somebody, with the default policy of the fixture and these other arguments. It is expected to end.
 fn serve(world: &World, user: Option<&User>, name: &str, arguments: &[&str]) -> Output {
@@ -120,7 +122,8 @@ fn only_root_starts_it_and_it_ends_as_somebody_else() {
         .unwrap();
     let uid = Uid::take().unwrap();
     let output = serve(&world, Some(&uid.user()), "x", &["--user", "64099"]);
-    refuses(&output, &["must be started by root"]);
+    assert_eq!(output.code, Some(NOT_ALLOWED), "{output:?}");
+    assert!(output.stderr.contains("must be started by root"), "{output:?}");
     let output = serve(&world, None, "x", &["--user", "no-such-user-here"]);
     let line = "useradd --system --no-create-home --shell /usr/sbin/nologin no-such-user-here";
     refuses(&output, &["no user no-such-user-here", line]);
@@ -185,7 +188,35 @@ fn two_brokers_never_share_their_directories() {
         &serve(&world, None, "xsk-broker", &arguments),
         &["mount -t bpf bpf"],
     );
-    std::fs::remove_dir_all(world.path("second")).unwrap();
+    assert!(!world.path("second").exists());
     // The first one's sockets are still its own: it is asked over them.
     scene.finish();
+}
+
+#[test]
+fn a_start_that_comes_to_nothing_leaves_nothing() {
+    let world = World::new().unwrap();
+    world
+        .write("x.toml", &(tenant_rule(64_099) + EVERY_INTERFACE), 0o644)
+        .unwrap();
+    let with = |more: &[&str]| serve(&world, None, "x", &[&["--user", "64099"], more].concat());
+    let is_left = || [world.path("x"), world.path("bpf/x"), world.path("no-bpffs")].map(|path| path.exists());
+    for (more, words) in [
+        (
+            ["--control-socket", "/run/none/control.sock"],
+            "/run/none/control.sock",
+        ),
+        (["--audit-log", "/run/none/audit.log"], "/run/none/audit.log"),
+        (["--bpf-dir", "/run/no-bpffs"], "mount -t bpf bpf"),
+        (["--bpf-dir", "/run/none/bpffs"], "mount -t bpf bpf"),
+    ] {
+        refuses(&with(&more), &[words]);
+        assert_eq!(is_left(), [false; 3], "{words}");
+    }
+    // What was there before stays, with what is in it.
+    std::fs::create_dir(world.path("x")).unwrap();
+    std::fs::write(world.path("x/of-somebody"), "").unwrap();
+    refuses(&with(&["--bpf-dir", "/run/no-bpffs"]), &["mount -t bpf bpf"]);
+    assert_eq!(is_left(), [true, false, false]);
+    assert!(world.path("x/of-somebody").exists());
 }

@@ -6,7 +6,7 @@ use std::fs;
 use e2e::broker::{BrokerProcess, Output, cli};
 use e2e::lsm;
 use e2e::skip;
-use e2e::uids::Uid;
+use e2e::uids::{Uid, User};
 use e2e::world::{Side, World};
 
 use crate::lease_scene::{allow, eth0};
@@ -93,4 +93,45 @@ fn the_lock_lsm_stays_while_a_ticket_of_it_does() {
     let (done, why) = action(&world, "pin", "lsm");
     assert_eq!((done.as_str(), pins()), ("leave", 4), "{why}");
     assert!(why.contains("may be unbound still"), "{why}");
+}
+
+/// One table for all commands.
+#[test]
+fn exit_codes_say_what_is_in_the_way() {
+    let world = World::new().unwrap();
+    let alice = Uid::take().unwrap();
+    world.write("file", "", 0o644).unwrap();
+    let purge = |user: Option<&User>, run_dir: &str, bpf_dir: &str| {
+        let arguments = ["purge", "--run-dir", run_dir, "--bpf-dir", bpf_dir];
+        let dry = cli(&world, user, &[&arguments[..], &["--dry-run"]].concat()).unwrap();
+        let done = cli(&world, user, &arguments).unwrap();
+        assert_eq!((dry.code, &dry.stderr), (done.code, &done.stderr));
+        done
+    };
+    let nothing = purge(None, "/run/none", "/run/bpf/none");
+    assert_eq!(
+        (nothing.code, &*nothing.stdout),
+        (Some(0), "nothing is left\n"),
+        "{nothing:?}"
+    );
+    assert!(nothing.stderr.contains("there is no /run/none"), "{nothing:?}");
+    assert!(!world.path("none").exists());
+    for (run_dir, bpf_dir, words) in [
+        ("/run/file", "/run/bpf/none", "/run/file is no directory"),
+        ("/run/none", "/run", "/run is not on a BPF file system"),
+    ] {
+        let wrong = purge(None, run_dir, bpf_dir);
+        assert_eq!((wrong.code, &*wrong.stdout), (Some(78), ""), "{wrong:?}");
+        assert!(wrong.stderr.contains(words), "{wrong:?}");
+    }
+    let denied = purge(Some(&alice.user()), "/run/none", "/run/bpf/none");
+    assert_eq!(denied.code, Some(77), "{denied:?}");
+    let _broker = BrokerProcess::start(&world, &policy("none", &alice)).unwrap();
+    for (run_dir, bpf_dir) in [
+        ("/run/xsk-broker", "/run/bpf/none"),
+        ("/run/none", "/run/bpf/xsk-broker"),
+    ] {
+        let busy = purge(None, run_dir, bpf_dir);
+        assert_eq!((busy.code, &*busy.stdout), (Some(75), ""), "{busy:?}");
+    }
 }

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use xsk_client::wire::{BrokerError, NoWish, ServiceError};
 use xsk_client::{CallError, MemlockTooLow};
 
+use super::place::{InUse, NoDirectory, NotRoot};
 use super::qemu::Misplaced;
+use crate::kernel::pins::PinDirectoryError;
 use crate::policy::PolicyError;
 
 /// How a command ends.
@@ -21,9 +23,9 @@ pub enum Exit {
     /// The broker cannot be reached (EX_UNAVAILABLE).
     Unreachable = 69,
     /// A queue is busy or a quota used up: later it may work (EX_TEMPFAIL). After `revoke` and `reload --revoke`:
-    /// something goes on.
+    /// something goes on. After `purge`: a broker runs.
     Busy = 75,
-    /// The policy says no (EX_NOPERM).
+    /// The policy says no, or the kernel would (EX_NOPERM).
     Denied = 77,
     /// The policy or the set-up of this machine is wrong (EX_CONFIG).
     Config = 78,
@@ -36,8 +38,9 @@ Exit codes:
    1  failed
    2  wrong usage
   69  the broker cannot be reached
-  75  a queue is busy or a quota used up; later it may work. `revoke`, `reload --revoke`: something goes on
-  77  denied: by the policy, or by the mode of the socket
+  75  a queue is busy or a quota used up; later it may work. `revoke`, `reload --revoke`: something goes on. `purge`: a
+      broker runs
+  77  denied: by the policy, by the mode of the socket, or for want of root
   78  the policy or the set-up of this machine is wrong";
 
 impl From<Exit> for ExitCode {
@@ -57,6 +60,14 @@ pub fn of_error(error: &anyhow::Error) -> Exit {
         Some(CallError::Service { cause, .. }) if matches!(**cause, ServiceError::PermissionDenied {}) => {
             Exit::Denied
         }
+        None if error.is::<NotRoot>() => Exit::Denied,
+        None if error.is::<InUse>() => Exit::Busy,
+        None if error.is::<NoDirectory>() => Exit::Config,
+        None if let Some(error) = error.downcast_ref::<PinDirectoryError>() => match error {
+            PinDirectoryError::InUse(_) => Exit::Busy,
+            PinDirectoryError::Failed(_) => Exit::Failed,
+            PinDirectoryError::NoBpffs(_) | PinDirectoryError::Foreign { .. } => Exit::Config,
+        },
         None if error.is::<PolicyError>() || error.is::<MemlockTooLow>() => Exit::Config,
         None if error.is::<Misplaced>() || error.is::<NoWish>() => Exit::Usage,
         None if error

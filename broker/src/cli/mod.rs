@@ -12,6 +12,7 @@ pub mod list;
 pub mod monitor;
 pub mod output;
 mod piece;
+mod place;
 pub mod purge;
 pub mod qemu;
 pub mod reload;

@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use super::exit::Exit;
 use super::piece::{self, Action, Kind, Piece};
-use super::serve;
+use super::place;
 use crate::error::chain;
 use crate::kernel::netlink;
 use crate::kernel::pinned::{self, Found};
@@ -22,6 +22,9 @@ use crate::run_dir::RunDirectory;
 ///
 /// Packets of every queue go to the host from then on. What holders have open stays open: they receive nothing any more,
 /// except in zero-copy mode, and can transmit until they close their sockets.
+///
+/// While a broker runs it exits 75, with --dry-run too; for who is not root 77; where a directory is no directory, or not on a
+/// BPF file system, 78. Nothing to take down, or no such directory, is no failure.
 ///
 /// Example: xsk-broker purge --dry-run
 #[derive(Debug, clap::Args)]
@@ -49,22 +52,28 @@ pub struct PurgeArgs {
 ///
 /// Where a broker runs, and as the kernel says.
 pub fn run(args: &PurgeArgs) -> anyhow::Result<Exit> {
-    if !rustix::process::geteuid().is_root() {
-        bail!("purge is for root: what is pinned is closed to others");
-    }
-    let pins = PinDirectory::open(&args.bpf_dir)?;
-    let is_there = args
-        .run_dir
-        .try_exists()
-        .context("cannot look at the run directory")?;
-    let directory = match is_there {
+    place::demand_root("purge is for root: what is pinned is closed to others")?;
+    let directory = match place::is_there(&args.run_dir)? {
         true => Some(RunDirectory::open(&args.run_dir)?),
         false => None,
     };
+    let pins = PinDirectory::open(&args.bpf_dir)?;
+    for (path, is_there) in [
+        (&args.run_dir, directory.is_some()),
+        (&args.bpf_dir, pins.is_some()),
+    ] {
+        if !is_there {
+            eprintln!("xsk-broker: there is no {}", path.display());
+        }
+    }
     // Held until the end.
     let _lock = match (&directory, args.dry_run) {
-        (Some(_), false) => Some(serve::lock(&args.run_dir)?),
-        _ => None,
+        (_, true) => {
+            place::check_unused(&args.run_dir, pins.as_ref())?;
+            None
+        }
+        (Some(_), false) => Some(place::lock(&args.run_dir)?),
+        (None, false) => None,
     };
     if let (Some(pins), false) = (&pins, args.dry_run) {
         pins.lock()?;

@@ -2,15 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource as Limit, Rlimit, getrlimit, setrlimit};
 
 use super::exit::Exit;
 use super::inheritance;
+use super::place::{self, NotRoot, Place};
 use super::user::User;
 use crate::activation::{Passed, PassedSocket};
 use crate::audit::{Audit, Event, Line, Sink, Writer};
@@ -24,7 +23,6 @@ use crate::kernel::link_events::LinkEvents;
 use crate::kernel::pins::PinDirectory;
 use crate::kernel::queue_lock::{self, Lsm, Scratch, Taints};
 use crate::manager::Manager;
-use crate::numbers::LOCK_FILE;
 use crate::policy::{Loaded, Origin, Policy, Strictness};
 use crate::privileges::{self, Account};
 use crate::quota::open_files_for;
@@ -82,8 +80,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME|UID", default_value = "xsk-broker")]
     user: String,
 
-    /// Do nothing, and tell what would become of the leases and programs that a broker before this one has left; what a
-    /// service manager keeps of them (its fd store) is passed to the service alone, and not seen by this
+    /// Do nothing, and tell what would become of the leases and programs that a broker before this one has left; what a service manager keeps of them (its fd store) is passed to the service alone, and not seen by this
     #[arg(long)]
     dry_run: bool,
 
@@ -106,7 +103,10 @@ pub fn run(args: &ServeArgs) -> Exit {
         Ok(()) => Exit::Ok,
         Err(Failed::Setup(error)) => {
             eprintln!("xsk-broker: {}{}", chain(error.as_ref()), fds_hint(&error));
-            Exit::Config
+            match error.is::<NotRoot>() {
+                true => Exit::Denied,
+                false => Exit::Config,
+            }
         }
         Err(Failed::Serving(error)) => {
             eprintln!("xsk-broker: {}{}", chain(error.as_ref()), fds_hint(&error));
@@ -143,15 +143,19 @@ enum Failed {
 
 /// Tells what a start would take over.
 fn dry_run(args: &ServeArgs) -> anyhow::Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        bail!("serve must be started by root, and so must its --dry-run: what is pinned is closed to others");
-    }
+    place::demand_root(
+        "serve must be started by root, and so must its --dry-run: what is pinned is closed to others",
+    )?;
     let account = account(&args.user)?;
     let (_, loaded) = policy(args)?;
+    if place::is_there(&args.run_dir)? {
+        place::check_owner(&args.run_dir, account)?;
+    }
     let pins = PinDirectory::open(&args.bpf_dir)?;
-    let owners = [0, account.uid];
+    pins.as_ref().map_or(Ok(()), |pins| pins.check_owner(account))?;
     // What a service manager has stored is passed to who is started by it.
     let stored = fd_store::Passed::default();
+    let owners = [0, account.uid];
     let heritage = Heritage::find(&args.run_dir, pins.as_ref(), &loaded.policy, &owners, &stored)?;
     inheritance::print(&heritage, args.json)
 }
@@ -184,7 +188,7 @@ struct Started {
     manager: Manager,
     log: Writer,
     /// Held until the process ends.
-    _lock: fs::File,
+    _lock: Option<fs::File>,
 }
 
 fn start(args: &ServeArgs) -> anyhow::Result<Started> {
@@ -195,25 +199,23 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     let for_operators = passed.listener(Scope::All, args.control_socket.as_deref())?;
 
     // 1. Root, and an account to end as. And as many fds as the kernel lets us have: each lease takes one for each queue.
-    if !rustix::process::geteuid().is_root() {
-        bail!("serve must be started by root; it gives root up by itself (see --user)");
-    }
+    place::demand_root("serve must be started by root; it gives root up by itself (see --user)")?;
     let account = account(&args.user)?;
     let open_files = raise_open_files()?;
 
     // 2. The policy: a wrong one never starts the daemon. NSS is asked for names here, and never later.
     let (origin, loaded) = policy(args)?;
 
-    // 3. One broker for each run directory.
-    make_run_dir(&args.run_dir, account)?;
-    let lock = lock(&args.run_dir)?;
+    // 3. One broker for each run directory. What is made from here on goes again if nothing comes of it.
+    let sink = audit_sink(args.audit_log.as_deref())?;
+    let mut place = Place::take(&args.run_dir, account)?;
 
     // 4. The private directory in bpffs, and what a broker before this one has left there and in the run directory.
+    place.will_make(&args.bpf_dir);
     let pins = PinDirectory::create(&args.bpf_dir, account)?;
     let owners = [0, account.uid];
     let heritage = Heritage::find(&args.run_dir, Some(&pins), &loaded.policy, &owners, &stored)?;
-    let lock_file = lock.try_clone().context("cannot dup the lock file")?;
-    let journal = Journal::open(&args.run_dir, lock_file)?;
+    let journal = Journal::open(&args.run_dir, place.lock_file()?)?;
     let locks = queue_lock_parts(&loaded.policy, &args.run_dir, &pins, &stored)?;
 
     // 5. The sockets, with their final modes, and the kernel's news of devices.
@@ -236,7 +238,6 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
             tracing::warn!(%error, "no news of queue counts: the kernel has no ethtool over netlink");
         }
     }
-    let sink = audit_sink(args.audit_log.as_deref())?;
 
     // 6. aya probes the kernel once, and finds less with less: a program's name, for one, takes CAP_PERFMON to probe.
     let features = aya::features();
@@ -288,7 +289,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         links,
         manager,
         log,
-        _lock: lock,
+        _lock: place.keep(),
     })
 }
 
@@ -373,50 +374,6 @@ fn account(user: &str) -> anyhow::Result<Account> {
         uid: found.uid,
         gid: found.gid,
     })
-}
-
-fn make_run_dir(path: &Path, account: Account) -> anyhow::Result<()> {
-    match fs::DirBuilder::new().mode(0o755).create(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let found =
-                fs::symlink_metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
-            let owner = std::os::unix::fs::MetadataExt::uid(&found);
-            if !found.is_dir() || (owner != 0 && owner != account.uid) {
-                bail!(
-                    "{} is no directory of root's or of uid {}: name another one with --run-dir",
-                    path.display(),
-                    account.uid
-                );
-            }
-        }
-        Err(error) => return Err(error).with_context(|| format!("cannot make {}", path.display())),
-    }
-    // The daemon removes its sockets there when it ends.
-    chown(path, Some(account.uid), Some(account.gid))
-        .with_context(|| format!("cannot chown {}", path.display()))
-}
-
-/// Keeps every other broker, and `purge`, from a run directory until the file is closed.
-pub(super) fn lock(run_dir: &Path) -> anyhow::Result<fs::File> {
-    let path = run_dir.join(LOCK_FILE);
-    let flags = rustix::fs::OFlags::NOFOLLOW.bits();
-    let file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(i32::try_from(flags)?)
-        .open(&path)
-        .with_context(|| format!("cannot open {}", path.display()))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => bail!(
-            "a broker is running on {} already: stop it, or give this one directories of its own with --run-dir and --bpf-dir",
-            run_dir.display()
-        ),
-        Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
-    }
 }
 
 fn audit_sink(path: Option<&Path>) -> anyhow::Result<Sink> {

@@ -9,15 +9,16 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, open, renameat, unlinkat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, open, renameat, unlinkat};
 
 use super::netlink::link_of;
 use crate::error::Failure;
+use crate::exclusive;
 use crate::privileges::Account;
 
 /// BPF_FS_MAGIC, include/uapi/linux/magic.h.
@@ -130,20 +131,11 @@ impl PinDirectory {
         if file_system.f_type != BPF_FS_MAGIC {
             return Err(PinDirectoryError::NoBpffs(path.to_owned()));
         }
-        let owner = fs::File::from(directory.try_clone().map_err(|source| failed("dup", source))?)
-            .metadata()
-            .map_err(|source| failed("fstat", source))?
-            .uid();
-        if owner != 0 && owner != account.uid {
-            return Err(PinDirectoryError::Foreign {
-                path: path.to_owned(),
-                owner,
-            });
-        }
         let this = Self {
             directory,
             path: path.to_owned(),
         };
+        this.check_owner(account)?;
         this.lock()?;
         this.hand_to(account)?;
         Ok(this)
@@ -155,10 +147,41 @@ impl PinDirectory {
     ///
     /// [`PinDirectoryError::InUse`].
     pub fn lock(&self) -> Result<(), PinDirectoryError> {
-        match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(PinDirectoryError::InUse(self.path.clone())),
-            Err(errno) => Err(Failure::kernel("flock", self.path.display(), errno).into()),
+        match exclusive::take(&self.directory) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(PinDirectoryError::InUse(self.path.clone())),
+            Err(source) => Err(Failure::kernel("flock", self.path.display(), source).into()),
+        }
+    }
+
+    /// Sees that no broker has it, without keeping any from it.
+    ///
+    /// # Errors
+    ///
+    /// [`PinDirectoryError::InUse`].
+    pub fn check_unused(&self) -> Result<(), PinDirectoryError> {
+        match exclusive::is_taken(&self.directory) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(PinDirectoryError::InUse(self.path.clone())),
+            Err(source) => Err(Failure::kernel("flock", self.path.display(), source).into()),
+        }
+    }
+
+    /// Sees that it is root's or the broker's own.
+    ///
+    /// # Errors
+    ///
+    /// [`PinDirectoryError::Foreign`].
+    pub fn check_owner(&self, account: Account) -> Result<(), PinDirectoryError> {
+        let owner = rustix::fs::fstat(&self.directory)
+            .map_err(|errno| Failure::kernel("fstat", self.path.display(), errno))?
+            .st_uid;
+        match owner == 0 || owner == account.uid {
+            true => Ok(()),
+            false => Err(PinDirectoryError::Foreign {
+                path: self.path.clone(),
+                owner,
+            }),
         }
     }
 

@@ -90,7 +90,7 @@ impl Redirect {
                 "pin the XDP program",
                 &device.name,
                 "something is pinned for a device of this index, which this broker could not take over: see \
-                 `xsk-broker purge --dry-run`",
+                 `xsk-broker serve --dry-run`",
             )));
         }
         let pins = Pins::of(pins, device.index);
