@@ -227,6 +227,7 @@ fn confine_anew(engine: &mut Engine, lease: &mut Lease) -> Result<(), String> {
             Ok(())
         }
         Err(Unconfined::NotNow(NotNow::Failed(failure))) => Err(chain(&failure)),
+        Err(Unconfined::Tainted(by)) => Err(format!("nothing leaves the device unbound until {by}")),
         Err(reason) => Err(format!("{reason:?}")),
     }
 }

@@ -13,7 +13,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::grant;
 use crate::identity::{Peer, Subject};
-use crate::kernel::queue_lock::QueueLocks;
+use crate::kernel::queue_lock::{QueueLocks, TaintedBy};
 use crate::kernel::queue_probe::{QueueProbe, QueueUse};
 use crate::lease::Lease;
 use crate::policy::{Verdict, View};
@@ -184,6 +184,9 @@ pub fn interfaces(engine: &mut Engine, scope: Scope, peer: &Peer) -> Result<Inte
             .leases
             .unheld(device.index)
             .filter(|_| queue_lock == Some(QueueLock::Placeholders));
+        let tainted = engine.locks.tainted_by(device.index);
+        let tainted = tainted.filter(|_| scope == Scope::All);
+        let (tainted_by, tainted_file) = tainted.map(TaintedBy::split).unzip();
         interfaces.push(Interface {
             interface: name,
             interface_index: device.index,
@@ -197,10 +200,8 @@ pub fn interfaces(engine: &mut Engine, scope: Scope, peer: &Peer) -> Result<Inte
             queue_lock,
             placeholders,
             foreign,
-            tainted_by: engine
-                .locks
-                .tainted_by(device.index)
-                .filter(|_| scope == Scope::All),
+            tainted_by: tainted_by.flatten(),
+            tainted_file: tainted_file.flatten(),
             blocked_by: blocking.map(|lease| lease.id().0),
             held,
             misfit: engine.misfits.get(device.index).map(str::to_owned),

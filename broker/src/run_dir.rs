@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, renameat, statat, unlinkat};
 
 use crate::error::{Failure, chain};
 
@@ -115,6 +115,25 @@ impl RunDirectory {
             self.remove(&new);
         }
         written
+    }
+
+    /// Gives a file another name, in place of what had that.
+    ///
+    /// # Errors
+    ///
+    /// What rename(2) says.
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), Failure> {
+        renameat(&self.fd, from, &self.fd, to)
+            .map_err(|errno| Failure::kernel("rename", self.path.join(from).display(), errno))
+    }
+
+    /// Whether there is a file of that name.
+    pub fn has(&self, name: &str) -> bool {
+        // Where that cannot be told, it may be there.
+        !matches!(
+            statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW),
+            Err(rustix::io::Errno::NOENT)
+        )
     }
 
     /// Removes a file. What cannot be removed is told in the log; one that is not there is no news.

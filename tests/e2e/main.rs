@@ -77,6 +77,7 @@ mod restart_fail_points;
 mod restart_purge;
 mod restart_records;
 mod restart_scene;
+mod restart_taints;
 mod restart_takeover;
 mod restart_update;
 mod rogue;

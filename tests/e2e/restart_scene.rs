@@ -3,19 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use e2e::bpf;
-use e2e::broker::{BrokerProcess, Output};
+use e2e::broker::{BrokerProcess, Output, cli};
 use e2e::raw_xsk::RawXsk;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use serde_json::Value;
 use xsk_client::wire::{Lease, LeaseState};
 
-use crate::lease_scene::{END, Traffic, leases};
+use crate::lease_scene::{END, PATIENCE, Traffic, leases};
 use crate::puppet::{Order, Puppet, Seen};
 
 /// The queues of the holders that go on whatever happens.
@@ -169,7 +170,7 @@ pub(crate) fn records(world: &World, broker: &BrokerProcess<'_>) -> BTreeSet<u64
 }
 
 /// Where something is pinned, as this process can reach it.
-pub(crate) fn pin(world: &World, broker: &BrokerProcess<'_>, name: &str) -> std::path::PathBuf {
+pub(crate) fn pin(world: &World, broker: &BrokerProcess<'_>, name: &str) -> PathBuf {
     let directory = broker.paths().bpf_dir();
     world.path(directory.strip_prefix("/run").unwrap()).join(name)
 }
@@ -209,4 +210,27 @@ pub(crate) fn pieces(output: &Output) -> BTreeMap<(String, String), (String, Str
             )
         })
         .collect()
+}
+
+/// A file of the run directory, as this process can reach it.
+pub(crate) fn file(world: &World, name: &str) -> PathBuf {
+    world.path("xsk-broker").join(name)
+}
+
+/// `purge` of what a broker with the default paths has left.
+pub(crate) fn purge(world: &World, more: &[&str]) -> Output {
+    let arguments = [
+        "purge",
+        "--run-dir",
+        "/run/xsk-broker",
+        "--bpf-dir",
+        "/run/bpf/xsk-broker",
+    ];
+    cli(world, None, &[&arguments, more].concat()).unwrap()
+}
+
+/// Waits for words in the broker's log.
+pub(crate) fn wait_told(broker: &BrokerProcess<'_>, words: &str) {
+    let told = |line: &str| line.contains(words).then_some(());
+    broker.process().wait_stderr(PATIENCE, told).unwrap();
 }

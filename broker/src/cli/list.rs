@@ -82,6 +82,12 @@ pub(super) fn notes_on(interface: &Interface) -> Vec<String> {
             "{name}: no sockets that leave unbound until pid {pid} has gone, which had one when a broker crashed\n"
         ));
     }
+    if let Some(file) = &interface.tainted_file {
+        notes.push(format!(
+            "{name}: no sockets that leave unbound until {file} is gone, which was to say which process had one when a broker \
+             crashed, and is damaged: see that no process has one any more, then remove the file\n"
+        ));
+    }
     if let Some(lease) = interface.blocked_by {
         notes.push(format!(
             "{name}: no sockets that leave unbound until lease {lease} ends, which was taken over from the broker before without \

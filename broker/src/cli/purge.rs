@@ -13,7 +13,7 @@ use crate::error::chain;
 use crate::kernel::netlink;
 use crate::kernel::pinned::{self, Found};
 use crate::kernel::pins::PinDirectory;
-use crate::kernel::queue_lock::{self, UNBOUND, holder_in};
+use crate::kernel::queue_lock::{self, FoundTaint, TaintedBy};
 use crate::numbers::LOCK_FILE;
 use crate::record::{BEGINNING, Record};
 use crate::run_dir::RunDirectory;
@@ -133,6 +133,7 @@ fn programs(pins: &PinDirectory, args: &PurgeArgs, pieces: &mut Vec<Piece>) -> a
 }
 
 fn files(directory: &RunDirectory, args: &PurgeArgs, pieces: &mut Vec<Piece>) -> anyhow::Result<()> {
+    let taints = queue_lock::look_for_taints(directory)?;
     for name in directory.names("")? {
         let piece = if name == "." || name == ".." || name == LOCK_FILE {
             // The lock file cannot go without a race for the next lock.
@@ -151,26 +152,8 @@ fn files(directory: &RunDirectory, args: &PurgeArgs, pieces: &mut Vec<Piece>) ->
                 name.as_str(),
                 record(directory, &name),
             )
-        } else if name.starts_with(UNBOUND) {
-            match holder_in(directory, &name) {
-                Ok(Some(holder)) => {
-                    let why = format!(
-                        "process {} may have an unbound socket of that device still: the next broker has to know",
-                        holder.pid()
-                    );
-                    Piece::new(Action::Leave, Kind::File, name.as_str(), why)
-                }
-                Ok(None) => Piece::new(
-                    Action::Remove,
-                    Kind::File,
-                    name.as_str(),
-                    "the process that it names is gone",
-                ),
-                Err(error) => {
-                    let why = format!("whether the process that it names is gone is not known: {error}");
-                    Piece::new(Action::Leave, Kind::File, name.as_str(), why)
-                }
-            }
+        } else if let Some(taint) = taints.get(&name) {
+            unbound(&name, taint)
         } else if is_socket(&args.run_dir.join(&name)) {
             Piece::new(
                 Action::Remove,
@@ -187,6 +170,26 @@ fn files(directory: &RunDirectory, args: &PurgeArgs, pieces: &mut Vec<Piece>) ->
         pieces.push(piece);
     }
     Ok(())
+}
+
+/// A file that says who may have an unbound socket.
+fn unbound(name: &str, taint: &FoundTaint) -> Piece {
+    let (action, why) = match taint {
+        FoundTaint::Taints(_, TaintedBy::Process(pid)) => (
+            Action::Leave,
+            format!(
+                "process {pid} may have an unbound socket of that device still: the next broker has to know"
+            ),
+        ),
+        FoundTaint::Taints(_, TaintedBy::File { why, .. }) => (
+            Action::Leave,
+            format!(
+                "which process may have an unbound socket of that device still, it does not say ({why}): once none has, remove it"
+            ),
+        ),
+        FoundTaint::Gone => (Action::Remove, "the process that it names is gone".to_owned()),
+    };
+    Piece::new(action, Kind::File, name, why)
 }
 
 /// What a record says, whoever wrote it: it goes in any case.

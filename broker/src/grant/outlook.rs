@@ -117,9 +117,8 @@ fn queue_lock(engine: &mut Engine, terms: &Terms, device: &Device) -> (QueueLock
         }
         QueueLock::Lsm | QueueLock::None => None,
     };
-    let mut tainted = || lock != QueueLock::None && engine.locks.tainted_by(device.index).is_some();
     let lasting = match lasting {
-        None if tainted() => Some(Unconfined::Tainted),
+        None if lock != QueueLock::None => engine.locks.tainted_by(device.index).map(Unconfined::Tainted),
         lasting => lasting,
     };
     match lasting {

@@ -5,7 +5,7 @@ use xsk_client::wire::{BrokerError, InterfaceName, QueueSet};
 use crate::audit::Event;
 use crate::device::Device;
 use crate::error::{Error, Failure};
-use crate::kernel::queue_lock::{NoRoom, NotNow, QueueLocks, Unconfined};
+use crate::kernel::queue_lock::{NoRoom, NotNow, QueueLocks, TaintedBy, Unconfined};
 use crate::lease::Lease;
 use crate::policy::QueueLockSetting;
 use crate::quota;
@@ -193,10 +193,20 @@ pub(super) fn unconfined(name: &InterfaceName, queues: &QueueSet, reason: Unconf
             }
             .into()
         }
-        Unconfined::Tainted => {
+        Unconfined::Tainted(by) => {
+            let until = match by {
+                TaintedBy::Process(_) => {
+                    "the process that has it is gone, which the operator sees in `status`".to_owned()
+                }
+                TaintedBy::File { path, .. } => format!(
+                    "the operator has seen that no process has it any more, and removed {}, which is damaged and does not say \
+                     which process that is",
+                    path.display()
+                ),
+            };
             let message = format!(
                 "a broker that crashed had handed out a socket of {name} that may still be unbound: no more of this kind until \
-                 the process that has it is gone, which the operator sees in `status`"
+                 {until}"
             );
             BrokerError::DeviceUnavailable {
                 interface: name,

@@ -182,6 +182,10 @@ pub struct Interface {
     /// sockets of that kind. Told on the control socket only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tainted_by: Option<u32>,
+    /// In place of that: a file that is damaged and does not say which process it is. The device gives no sockets of that kind
+    /// until an operator has seen that no process has one, and removed it. Told on the control socket only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tainted_file: Option<String>,
     /// The lease until whose end the device gives no sockets that leave unbound: it was taken over from a broker before
     /// without an fd of its sockets, so that placeholders could not hold its queues when its holder lets go of them. Where
     /// there are several, the first.

@@ -22,7 +22,7 @@ pub use placeholders::{KeptSocket, NotNow};
 pub use retire::{Retired, Retirement};
 pub use room::NoRoom;
 pub use scratch::Scratch;
-pub use taint::{Taints, UNBOUND, holder_in};
+pub use taint::{Found as FoundTaint, TaintedBy, Taints, look as look_for_taints};
 
 use crate::device::Device;
 use crate::error::{Failure, chain};
@@ -63,7 +63,7 @@ pub enum Unconfined {
     /// Ask again soon.
     NotNow(NotNow),
     /// Not until a process has gone that has a socket of a broker that crashed.
-    Tainted,
+    Tainted(TaintedBy),
     /// Not while this lease lives, of whose sockets the broker has no fd.
     Unheld(LeaseId),
 }
@@ -154,8 +154,8 @@ impl QueueLocks {
             }
             QueueLock::Lsm => {}
         }
-        match self.taints.holder(device.index) {
-            Some(_) => Err(Unconfined::Tainted),
+        match self.taints.of(device.index) {
+            Some(by) => Err(Unconfined::Tainted(by)),
             None => Ok(()),
         }
     }
@@ -222,7 +222,7 @@ impl QueueLocks {
                 let granted = lease.terms().queues().iter().collect();
                 let guard = self.placeholders.guard(lease.id(), device, &granted, standing)?;
                 let announced = self.taints.resume(device.index, lease.id(), holder)?;
-                let announced = announced.ok_or(Unconfined::Tainted)?;
+                let announced = announced.map_err(Unconfined::Tainted)?;
                 Ok(Confinement::Placeholders {
                     _guard: guard,
                     announced,
@@ -320,9 +320,9 @@ impl QueueLocks {
         self.placeholders.is_leaving(index, queue)
     }
 
-    /// The process by which a device is tainted.
-    pub fn tainted_by(&mut self, index: u32) -> Option<u32> {
-        self.taints.holder(index)
+    /// What a device is tainted by.
+    pub fn tainted_by(&mut self, index: u32) -> Option<TaintedBy> {
+        self.taints.of(index)
     }
 
     /// Lets go of what needs nobody any more: the LSM, unless sockets that it confines may still be unbound. Nothing is

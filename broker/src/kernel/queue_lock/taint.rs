@@ -3,11 +3,12 @@
 //! until the process that had it is gone.
 //!
 //! A small file in the run directory says so for each device, from before the socket leaves until it was seen bound or
-//! is retired. Whoever starts next reads them. Every path goes through the directory's fd, taken while still root.
+//! is retired. Whoever starts next reads them. **Invariant**: a file of which that cannot be made out taints its device, until
+//! somebody has looked and removed it. Every path goes through the directory's fd, taken while still root.
 
 use std::collections::HashMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ use crate::lease::LeaseId;
 use crate::run_dir::{RunDirectory, boot_id};
 
 /// What the names begin with; the device's index follows.
-pub const UNBOUND: &str = "unbound-";
+const UNBOUND: &str = "unbound-";
 
 /// The directory of these files, and what was found there.
 #[derive(Debug)]
@@ -30,15 +31,78 @@ pub struct Taints {
 
 /// What a device is tainted by.
 #[derive(Debug)]
-struct Taint {
-    holder: Process,
-    /// Whose socket it is; earlier versions have not said so.
-    lease: Option<LeaseId>,
+enum Taint {
+    Held {
+        holder: Process,
+        /// Whose socket it is; earlier versions have not said so.
+        lease: Option<LeaseId>,
+    },
+    /// Why the file says nothing.
+    Damaged(String),
+}
+
+/// The same, to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TaintedBy {
+    /// The process that may have an unbound socket.
+    Process(u32),
+    /// A file that does not say which process that is.
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// What one of these files says.
+#[derive(Debug)]
+pub enum Found {
+    /// It taints the device of that index.
+    Taints(u32, TaintedBy),
+    /// The process that it names is gone.
+    Gone,
 }
 
 impl Taint {
     fn is_of(&self, lease: LeaseId) -> bool {
-        self.lease == Some(lease)
+        matches!(self, Self::Held { lease: Some(of), .. } if *of == lease)
+    }
+
+    fn told(&self, directory: &RunDirectory, index: u32) -> TaintedBy {
+        match self {
+            Self::Held { holder, .. } => TaintedBy::Process(holder.pid()),
+            Self::Damaged(why) => TaintedBy::File {
+                path: directory.path().join(file_name(index)),
+                why: why.clone(),
+            },
+        }
+    }
+}
+
+impl TaintedBy {
+    /// The process, or the path of the file.
+    pub fn split(self) -> (Option<u32>, Option<String>) {
+        match self {
+            Self::Process(pid) => (Some(pid), None),
+            Self::File { path, .. } => (None, Some(path.display().to_string())),
+        }
+    }
+}
+
+impl std::fmt::Display for TaintedBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Process(pid) => write!(f, "process {pid} is gone, which had one when a broker crashed"),
+            Self::File { path, why } => {
+                let path = path.display();
+                write!(
+                    f,
+                    "{path} is gone, which was to say which process had one when a broker crashed, and does not ({why}): see that \
+                     no process has one any more, then remove the file"
+                )
+            }
+        }
     }
 }
 
@@ -59,53 +123,45 @@ impl Taints {
     ///
     /// # Errors
     ///
-    /// What the kernel says, also where it does not say whether a process is gone. A file that cannot be understood taints
-    /// nothing and is told in the log: only a broker writes there, whole.
+    /// What the kernel says, also where it does not say whether a process is gone.
     pub fn read(run_dir: &Path) -> Result<Self, Failure> {
         let directory = Arc::new(RunDirectory::open(run_dir)?);
         let mut found = HashMap::new();
-        for name in directory.names(UNBOUND)? {
-            let Some(index) = name.strip_prefix(UNBOUND).and_then(|index| index.parse().ok()) else {
-                continue;
-            };
-            match taint_in(&directory, &name) {
-                Ok(Some(taint)) => drop(found.insert(index, taint)),
-                Ok(None) => directory.remove(&name),
-                Err(error) if is_nonsense(&error) => {
-                    tracing::warn!(name, %error, "cannot make out what a broker that crashed has left");
-                    directory.remove(&name);
-                }
-                Err(error) => return Err(Failure::kernel("read", run_dir.join(&name).display(), error)),
+        for (name, index) in files(&directory)? {
+            match taint_in(&directory, &name)? {
+                Some(taint) => drop(found.insert(index, taint)),
+                None => directory.remove(&name),
             }
         }
         Ok(Self { directory, found })
     }
 
-    /// The process by which a device is tainted.
-    pub fn holder(&mut self, index: u32) -> Option<u32> {
-        let holder = &self.found.get(&index)?.holder;
-        if !holder.has_exited() {
-            return Some(holder.pid());
+    /// What a device is tainted by.
+    pub fn of(&mut self, index: u32) -> Option<TaintedBy> {
+        let name = file_name(index);
+        let taint = self.found.get(&index)?;
+        let is_over = match taint {
+            Taint::Held { holder, .. } => holder.has_exited(),
+            Taint::Damaged(_) => !self.directory.has(&name),
+        };
+        if !is_over {
+            return Some(taint.told(&self.directory, index));
         }
         self.found.remove(&index);
-        self.directory.remove(&file_name(index));
+        self.directory.remove(&name);
         None
     }
 
     /// Tells of the devices that are tainted.
     pub fn tell(&self) {
         for (index, taint) in &self.found {
-            tracing::warn!(
-                ifindex = index,
-                pid = taint.holder.pid(),
-                "a broker that crashed had given this process a socket that may still be unbound: no more of that kind on the \
-                 device until it is gone"
-            );
+            let by = taint.told(&self.directory, *index);
+            tracing::warn!(ifindex = index, "no sockets leave this device unbound until {by}");
         }
     }
 
     /// The broker has the sockets of this lease at hand, and confines them again: they taint nothing. As [`Self::announce`]
-    /// from then on. `None`: it is another lease by which the device is tainted.
+    /// from then on. Or by what else the device is tainted.
     ///
     /// # Errors
     ///
@@ -115,14 +171,14 @@ impl Taints {
         index: u32,
         lease: LeaseId,
         holder: &Process,
-    ) -> Result<Option<Announced>, Failure> {
+    ) -> Result<Result<Announced, TaintedBy>, Failure> {
         match self.found.get(&index) {
-            Some(taint) if !taint.is_of(lease) => return Ok(None),
+            Some(taint) if !taint.is_of(lease) => return Ok(Err(taint.told(&self.directory, index))),
             // Its file says what is to be said.
             Some(_) => drop(self.found.remove(&index)),
-            None => return self.announce(index, lease, holder).map(Some),
+            None => return self.announce(index, lease, holder).map(Ok),
         }
-        Ok(Some(Announced {
+        Ok(Ok(Announced {
             directory: Arc::clone(&self.directory),
             name: file_name(index),
             lease,
@@ -188,31 +244,52 @@ impl Drop for Announced {
     }
 }
 
-/// The process that a file names; `None` where it is gone.
+/// What such files of a run directory say, by their names, for who changes nothing.
 ///
 /// # Errors
 ///
-/// Where the file cannot be read or understood.
-pub fn holder_in(directory: &RunDirectory, name: &str) -> io::Result<Option<Process>> {
-    Ok(taint_in(directory, name)?.map(|taint| taint.holder))
+/// As [`Taints::read`].
+pub fn look(directory: &RunDirectory) -> Result<HashMap<String, Found>, Failure> {
+    let mut found = HashMap::new();
+    for (name, index) in files(directory)? {
+        let said = match taint_in(directory, &name)? {
+            Some(taint) => Found::Taints(index, taint.told(directory, index)),
+            None => Found::Gone,
+        };
+        found.insert(name, said);
+    }
+    Ok(found)
 }
 
-fn taint_in(directory: &RunDirectory, name: &str) -> io::Result<Option<Taint>> {
+/// Their names, each with the index of its device.
+fn files(directory: &RunDirectory) -> Result<Vec<(String, u32)>, Failure> {
+    let index = |name: &str| {
+        let index = name.strip_prefix(UNBOUND)?.parse().ok()?;
+        (file_name(index) == name).then_some(index)
+    };
+    let names = directory.names(UNBOUND)?.into_iter();
+    Ok(names
+        .filter_map(|name| index(&name).map(|index| (name, index)))
+        .collect())
+}
+
+/// What a file says; `None`: the process that it names is gone.
+fn taint_in(directory: &RunDirectory, name: &str) -> Result<Option<Taint>, Failure> {
     const MOST_BYTES: u64 = 4096;
 
-    let record: Record = serde_json::from_slice(&directory.read(name, MOST_BYTES)?.text)?;
-    if record.boot != boot_id().map_err(io::Error::other)? {
+    let text = directory.read(name, MOST_BYTES).map(|file| file.text);
+    let record = text.and_then(|text| Ok(serde_json::from_slice::<Record>(&text)?));
+    let record = match record {
+        Ok(record) => record,
+        Err(error) => return Ok(Some(Taint::Damaged(error.to_string()))),
+    };
+    if record.boot != boot_id()? {
         return Ok(None);
     }
-    let holder = Process::find(record.pid, record.start_ticks)?;
+    let holder = Process::find(record.pid, record.start_ticks)
+        .map_err(|source| Failure::kernel("look for", format!("process {}", record.pid), source))?;
     let lease = record.lease.map(LeaseId);
-    Ok(holder.map(|holder| Taint { holder, lease }))
-}
-
-/// Whether it is the file itself that says nothing.
-fn is_nonsense(error: &io::Error) -> bool {
-    use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
-    matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof)
+    Ok(holder.map(|holder| Taint::Held { holder, lease }))
 }
 
 fn file_name(index: u32) -> String {
