@@ -11,11 +11,13 @@ use tokio::sync::oneshot;
 use xsk_client::wire::{LeaseState, SocketKind};
 
 use crate::audit::{Event, Line};
+use crate::device::Device;
 use crate::end::{self, Reason};
 use crate::engine::Engine;
 use crate::error::{Failure, chain};
 use crate::heritage::{self, Fate, Heritage};
 use crate::identity::Process;
+use crate::kernel::pinned::PinnedProgram;
 use crate::kernel::queue_lock::{NotNow, Unconfined};
 use crate::kernel::queue_probe::QueueUse;
 use crate::kernel::redirect::{Redirect, Takeover};
@@ -37,61 +39,15 @@ pub struct Adopted {
 /// Takes it over. What cannot be is told, and is in nobody's way.
 pub fn take_over(engine: &mut Engine, heritage: Heritage) -> Vec<Adopted> {
     engine.leases.number_after(LeaseId(heritage.last_lease));
-    for refused in &heritage.refused {
-        tracing::error!(
-            "{refused}: the lease is not taken over, its packets go to the host; the file stays for you to look at, \
-             `xsk-broker purge` removes it"
-        );
-        let line = Line::new(Event::RecordRefused);
-        engine.audit.write(&line.message(&refused.to_string()));
-    }
-    for what in &heritage.foreign {
-        tracing::warn!("{}: {what}: left as it is", engine.pins.path().display());
-    }
-    for (index, why) in &heritage.useless {
-        match engine.pins.take_down(*index) {
-            Ok(()) => tracing::warn!(ifindex = index, "took down what another broker had left: {why}"),
-            Err(failure) => tracing::error!(ifindex = index, "{}", chain(&failure)),
-        }
-    }
+    refuse(engine, &heritage);
+    take_down(engine, &heritage);
     for (device, program) in heritage.devices {
-        let name = &device.name;
-        let (redirect, takeover) = match Redirect::take_over(program, name, &engine.pins) {
-            Ok(taken) => taken,
-            Err(failure) => {
-                tracing::error!(interface = %name, "cannot take over the XDP program: {}", chain(&failure));
-                continue;
-            }
-        };
-        match takeover {
-            Takeover::Same => {}
-            Takeover::Updated { from, to } => {
-                let message = format!("tag {to:016x} in place of {from:016x}");
-                tracing::info!(interface = %name, "the XDP program is this broker's now: {message}");
-                let line = Line::new(Event::ProgramUpdated).device(name, redirect.mode());
-                engine.audit.write(&line.message(&message));
-            }
-            Takeover::Kept(why) => tracing::warn!(
-                interface = %name,
-                "the XDP program of the broker before goes on: {why}. Once no lease of the device is left, stop the broker \
-                 and start it again: the next grant attaches this broker's"
-            ),
-        }
-        if redirect.queues() < device.max_queues {
-            tracing::warn!(
-                interface = %name,
-                "the map of the XDP program has room for {} queues, and the device can have {}: those beyond are not granted \
-                 until the program is attached anew, once no lease of the device is left and the broker is restarted",
-                redirect.queues(),
-                device.max_queues,
-            );
-        }
-        engine.redirects.insert(device.index, redirect);
+        take_program(engine, &device, program);
     }
-
     let mut adopted = Vec::new();
     let mut ends = Vec::new();
     for (record, fate) in heritage.leases {
+        tell(&record, &fate);
         match resume(engine, &record, fate) {
             Resumed::GoesOn(lease) => adopted.push(lease),
             Resumed::Ends(lease, reason) => ends.push((lease, reason)),
@@ -119,7 +75,13 @@ pub fn take_over(engine: &mut Engine, heritage: Heritage) -> Vec<Adopted> {
     for lease in engine.leases.ids(|lease| lease.state == LeaseState::Active) {
         match has_sockets(engine, lease) {
             Ok(true) => {}
-            Ok(false) => end::end(engine, lease, Reason::Restarted),
+            Ok(false) => {
+                tracing::info!(
+                    lease = lease.0,
+                    "ends: no socket is bound to one of its queues any more"
+                );
+                end::end(engine, lease, Reason::Restarted);
+            }
             Err(failure) => tracing::warn!(
                 lease = lease.0,
                 "cannot see whether its sockets are there: {}",
@@ -135,6 +97,101 @@ pub fn take_over(engine: &mut Engine, heritage: Heritage) -> Vec<Adopted> {
     adopted
 }
 
+/// Sets aside what is not believed, and tells of it.
+fn refuse(engine: &Engine, heritage: &Heritage) {
+    for refused in &heritage.refused {
+        // Before its slots are emptied: repaired later, it would be taken over without them.
+        let aside = match engine.journal.set_aside(&refused.file) {
+            Ok(()) => Record::aside(&refused.file),
+            Err(failure) => {
+                tracing::error!("a record that is refused keeps its name: {}", chain(&failure));
+                refused.file.clone()
+            }
+        };
+        tracing::error!(
+            "{refused}: the lease is not taken over, its packets go to the host; the file stays for you to look at, as \
+             {aside}, `xsk-broker purge` removes it"
+        );
+        let line = Line::new(Event::RecordRefused);
+        engine.audit.write(&line.message(&refused.to_string()));
+    }
+    for what in &heritage.foreign {
+        tracing::warn!("{}: {what}: left as it is", engine.pins.path().display());
+    }
+    for (interface, queue) in &heritage.strays {
+        let message = format!(
+            "queue {queue}: a socket is in its slot, and no record says whose, or none that is believed: the slot is emptied, its \
+             packets go to the host"
+        );
+        tracing::warn!(%interface, "{message}");
+        let line = Line::new(Event::SlotEmptied).target(interface, queue);
+        engine.audit.write(&line.message(&message));
+    }
+}
+
+/// Takes down what is of no use.
+fn take_down(engine: &Engine, heritage: &Heritage) {
+    for (index, why) in &heritage.useless {
+        match engine.pins.take_down(*index) {
+            Ok(()) => tracing::warn!(ifindex = index, "took down what another broker had left: {why}"),
+            Err(failure) => tracing::error!(ifindex = index, "{}", chain(&failure)),
+        }
+    }
+}
+
+/// Takes over the program of a device, with the maps that it uses.
+fn take_program(engine: &mut Engine, device: &Device, program: PinnedProgram) {
+    let name = &device.name;
+    let (redirect, takeover) = match Redirect::take_over(program, name, &engine.pins) {
+        Ok(taken) => taken,
+        Err(failure) => {
+            tracing::error!(interface = %name, "cannot take over the XDP program: {}", chain(&failure));
+            return;
+        }
+    };
+    match takeover {
+        Takeover::Same => {}
+        Takeover::Updated { from, to } => {
+            let message = format!("tag {to:016x} in place of {from:016x}");
+            tracing::info!(interface = %name, "the XDP program is this broker's now: {message}");
+            let line = Line::new(Event::ProgramUpdated).device(name, redirect.mode());
+            engine.audit.write(&line.message(&message));
+        }
+        Takeover::Kept(why) => tracing::warn!(
+            interface = %name,
+            "the XDP program of the broker before goes on: {why}. Once no lease of the device is left, stop the broker \
+             and start it again: the next grant attaches this broker's"
+        ),
+    }
+    if redirect.queues() < device.max_queues {
+        tracing::warn!(
+            interface = %name,
+            "the map of the XDP program has room for {} queues, and the device can have {}: those beyond are not granted \
+             until the program is attached anew, once no lease of the device is left and the broker is restarted",
+            redirect.queues(),
+            device.max_queues,
+        );
+    }
+    engine.redirects.insert(device.index, redirect);
+}
+
+/// No lease goes without a word.
+fn tell(record: &Record, fate: &Fate) {
+    let (becomes, why) = match fate {
+        Fate::GoesOn { .. } | Fate::Lingers { .. } => return,
+        Fate::Ends { why, .. } => ("ends", why),
+        Fate::Gone { why, .. } => ("is no more", why),
+        Fate::Elsewhere { why } => ("is left as it is", why),
+    };
+    tracing::info!(
+        lease = record.lease,
+        interface = %record.interface,
+        queues = %record.terms.queues(),
+        holder = record.holder.pid,
+        "a lease of the broker before {becomes}: {why}"
+    );
+}
+
 /// What has become of a lease.
 enum Resumed {
     GoesOn(Adopted),
@@ -147,14 +204,18 @@ enum Resumed {
 fn resume(engine: &mut Engine, record: &Record, fate: Fate) -> Resumed {
     let (holder, reason) = match fate {
         Fate::GoesOn { holder, .. } => (Some(holder), None),
-        Fate::Ends { holder, reason } | Fate::Lingers { holder, reason } => (holder, Some(reason)),
+        Fate::Ends { holder, reason, .. } | Fate::Lingers { holder, reason } => (holder, Some(reason)),
         Fate::Gone { reason, .. } => return Resumed::Gone(reason),
-        Fate::Elsewhere => return Resumed::Elsewhere,
+        Fate::Elsewhere { .. } => return Resumed::Elsewhere,
     };
     let holder = Arc::new(holder.unwrap_or_else(|| record.holder.gone()));
     let (watch, ended) = oneshot::channel();
-    let Ok(mut lease) = lease_of(engine, record, &holder, watch) else {
-        return Resumed::Gone(Reason::Restarted);
+    let mut lease = match lease_of(engine, record, &holder, watch) {
+        Ok(lease) => lease,
+        Err(failure) => {
+            tracing::error!(lease = record.lease, "cannot be taken over: {}", chain(&failure));
+            return Resumed::Gone(Reason::Restarted);
+        }
     };
     let id = lease.id();
     // What may be unbound is confined again before anything else is served or ended, if all of it is there.
@@ -256,7 +317,7 @@ fn lease_of(
         .get(index)
         .ok_or_else(|| missing("a device"))?
         .clone();
-    let device = crate::device::Device::look_up(&now.name)?.ok_or_else(|| missing("a device"))?;
+    let device = Device::look_up(&now.name)?.ok_or_else(|| missing("a device"))?;
     let terms = engine.policy.resume(&device.name, &record.terms);
     let slot = |queue, before: Option<u64>| Some(redirect.filled_slot(queue, before?));
     // Of one that is pending it is not known which were made: any of them may be out.

@@ -1,19 +1,21 @@
 //! What a broker before this one has left, and what is to become of each piece of it. `serve` does what this says
 //! (`adopt.rs`), `serve --dry-run` tells it: so the two cannot differ.
 //!
-//! **Invariant**: nothing here changes anything. What is not understood is refused by name and left where it is; of a lease
-//! that is refused no slot stays filled.
+//! **Invariant**: nothing here changes anything. What is not understood, or cannot be true, is refused by name and left
+//! where it is; of a lease that is refused no slot stays filled.
+
+mod contradiction;
+mod fate;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-use xsk_client::wire::{EndReason, InterfaceName, QueueLock, SocketKind};
+use xsk_client::wire::{EndReason, InterfaceName, QueueLock, QueueSet, SocketKind};
 
 use crate::device::Device;
 use crate::error::{Failure, chain};
 use crate::fd_store;
-use crate::identity::Process;
 use crate::kernel::netlink;
 use crate::kernel::pinned::{self, Found, PinnedProgram};
 use crate::kernel::pins::PinDirectory;
@@ -21,8 +23,11 @@ use crate::lease::LeaseId;
 use crate::misfit;
 use crate::numbers;
 use crate::policy::Policy;
-use crate::record::{BEGINNING, BadRecord, Record, Stage};
+use crate::record::{BEGINNING, BadRecord, FoundRecord, Record, Stage};
 use crate::run_dir::{RunDirectory, boot_id};
+
+use contradiction::Known;
+pub use fate::Fate;
 
 /// All of it.
 #[derive(Debug, Default)]
@@ -37,97 +42,51 @@ pub struct Heritage {
     pub foreign: Vec<String>,
     /// Records that are not believed.
     pub refused: Vec<BadRecord>,
+    /// Files of records that were refused before.
+    pub set_aside: Vec<String>,
+    /// Slots with a socket in them of which no record that is believed says whose it is, one by one: they are emptied.
+    pub strays: Vec<(InterfaceName, QueueSet)>,
     /// The greatest number that any lease had.
     pub last_lease: u64,
+    /// Devices of this network namespace, by their indexes.
+    pub names: HashMap<u32, InterfaceName>,
 }
 
-/// What becomes of a lease.
-#[derive(Debug)]
-pub enum Fate {
-    /// It goes on.
-    GoesOn {
-        /// Who has it.
-        holder: Process,
-        /// Why today's policy would not give it, if it would not: for who wants to know before.
-        not_allowed: Option<String>,
-    },
-    /// It ends now; its queues may be held still.
-    Ends {
-        /// Its holder, if that lives.
-        holder: Option<Process>,
-        /// Why.
-        reason: EndReason,
-    },
-    /// It has ended before; its queues may be held still.
-    Lingers {
-        /// Its holder, if that lives.
-        holder: Option<Process>,
-        /// Why it has ended.
-        reason: EndReason,
-    },
-    /// Nothing is left of it but its record.
-    Gone {
-        /// Why it has ended.
-        reason: EndReason,
-        /// In words.
-        why: &'static str,
-    },
-    /// It is not of this network namespace: its record is left as it is.
-    Elsewhere,
+/// By what it is judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Judge<'a> {
+    /// Today's.
+    pub policy: &'a Policy,
+    /// Uids whose records are believed.
+    pub owners: &'a [u32],
+    /// What the service manager has kept.
+    pub stored: &'a fd_store::Passed,
 }
 
-impl Fate {
-    /// What goes on ends instead.
-    fn end(&mut self, reason: EndReason) {
-        *self = match std::mem::replace(self, Self::Elsewhere) {
-            Self::GoesOn { holder, .. } => {
-                let holder = Some(holder);
-                Self::Ends { holder, reason }
-            }
-            other => other,
-        };
-    }
+/// Devices of this network namespace, and what is wrong with what is pinned for some.
+#[derive(Debug, Default)]
+struct Devices {
+    names: HashMap<u32, InterfaceName>,
+    /// Why it is taken down.
+    useless: BTreeMap<u32, String>,
+    /// Why it is left as it is.
+    left: BTreeMap<u32, String>,
 }
 
 impl Heritage {
-    /// Looks at what there is, and decides by today's policy. `owners` are the uids whose records are believed, `stored` is
-    /// what the service manager has kept.
+    /// Looks at what there is, and decides.
     ///
     /// # Errors
     ///
     /// Where directories cannot be read, or devices not be asked for.
-    pub fn find(
-        run_dir: &Path,
-        pins: Option<&PinDirectory>,
-        policy: &Policy,
-        owners: &[u32],
-        stored: &fd_store::Passed,
-    ) -> Result<Self, Failure> {
+    pub fn find(run_dir: &Path, pins: Option<&PinDirectory>, judge: Judge<'_>) -> Result<Self, Failure> {
         let mut heritage = Self::default();
-        let names: HashMap<u32, InterfaceName> = netlink::devices()
-            .map_err(|source| Failure::kernel("RTM_GETLINK", "all devices", source))?
-            .into_iter()
-            .map(|(name, link)| (link.index, name))
-            .collect();
-        let mut elsewhere = Vec::new();
-        if let Some(pins) = pins {
-            let (indexes, strange) = pinned::devices(pins)?;
-            heritage.foreign = strange;
-            for index in indexes {
-                match pinned::look(pins, index) {
-                    Found::Whole(program) => match device(&names, index) {
-                        Some(device) => heritage.devices.push((device, *program)),
-                        None => heritage.useless.push((index, "its device is gone".to_owned())),
-                    },
-                    Found::Useless(why) => heritage.useless.push((index, why)),
-                    Found::Elsewhere(why) | Found::Foreign(why) => {
-                        heritage.foreign.push(why);
-                        elsewhere.push(index);
-                    }
-                }
-            }
-        }
-        heritage.find_leases(run_dir, (policy, stored), owners, &elsewhere)?;
+        let devices = heritage.find_devices(pins)?;
+        heritage.find_leases(run_dir, judge, &devices)?;
+        heritage.find_strays();
+        heritage.names = devices.names;
+        heritage.useless.extend(devices.useless);
+        heritage.foreign.extend(devices.left.into_values());
 
         // Nobody misses a program that no lease needs: unless it is what the next grant would attach, it goes.
         let leases = &heritage.leases;
@@ -138,7 +97,7 @@ impl Heritage {
         };
         let (kept, useless): (Vec<_>, Vec<_>) = std::mem::take(&mut heritage.devices)
             .into_iter()
-            .partition(|(device, program)| is_needed(device) || is_wanted(policy, device, program));
+            .partition(|(device, program)| is_needed(device) || is_wanted(judge.policy, device, program));
         heritage.devices = kept;
         let why = "no lease needs it, and today's policy or this broker would attach another, if any";
         heritage.useless.extend(
@@ -149,13 +108,36 @@ impl Heritage {
         Ok(heritage)
     }
 
-    fn find_leases(
-        &mut self,
-        run_dir: &Path,
-        by: (&Policy, &fd_store::Passed),
-        owners: &[u32],
-        elsewhere: &[u32],
-    ) -> Result<(), Failure> {
+    /// Programs, by what is pinned.
+    fn find_devices(&mut self, pins: Option<&PinDirectory>) -> Result<Devices, Failure> {
+        let names = netlink::devices()
+            .map_err(|source| Failure::kernel("RTM_GETLINK", "all devices", source))?
+            .into_iter()
+            .map(|(name, link)| (link.index, name))
+            .collect();
+        let mut devices = Devices {
+            names,
+            ..Devices::default()
+        };
+        let Some(pins) = pins else {
+            return Ok(devices);
+        };
+        let (indexes, strange) = pinned::devices(pins)?;
+        self.foreign = strange;
+        for index in indexes {
+            match pinned::look(pins, index) {
+                Found::Whole(program) => match device(&devices.names, index) {
+                    Some(device) => self.devices.push((device, *program)),
+                    None => drop(devices.useless.insert(index, "its device is gone".to_owned())),
+                },
+                Found::Useless(why) => drop(devices.useless.insert(index, why)),
+                Found::Elsewhere(why) | Found::Foreign(why) => drop(devices.left.insert(index, why)),
+            }
+        }
+        Ok(devices)
+    }
+
+    fn find_leases(&mut self, run_dir: &Path, judge: Judge<'_>, devices: &Devices) -> Result<(), Failure> {
         let directory = match RunDirectory::open(run_dir) {
             Ok(directory) => directory,
             Err(failure) if failure.is_errno(libc::ENOENT) => return Ok(()),
@@ -163,7 +145,6 @@ impl Heritage {
         };
         let boot = boot_id()?;
         self.last_lease = numbers::used(&directory, &boot);
-        let mut queues: BTreeMap<(u32, u32), u64> = BTreeMap::new();
         let mut records = Vec::new();
         for file in directory.names(BEGINNING)? {
             // Nothing was said by it yet.
@@ -171,79 +152,117 @@ impl Heritage {
                 continue;
             }
             self.last_lease = self.last_lease.max(number_in(&file));
-            match Record::read(&directory, &file, owners) {
-                Ok(record) => records.push((file, record)),
+            if Record::before_aside(&file).is_some() {
+                self.set_aside.push(file);
+                continue;
+            }
+            match FoundRecord::read(&directory, &file, judge.owners) {
+                Ok(found) => records.push(found),
                 Err(bad) => self.refused.push(bad),
             }
         }
         // The last one that was granted a queue has it: what was granted before was not known to be there any more, and its
         // record is back by somebody's hand.
-        records.sort_by_key(|(_, record)| Reverse(record.lease));
-        for (file, record) in records {
-            let fate = if record.boot != boot {
-                Fate::Gone {
-                    reason: EndReason::Restarted,
-                    why: "it is of another boot of this machine",
-                }
-            } else if elsewhere.contains(&record.interface_index) {
-                Fate::Elsewhere
-            } else {
-                let index = record.interface_index;
-                let of_index = |(device, _): &&(Device, PinnedProgram)| device.index == index;
-                match self.devices.iter().find(of_index) {
-                    None => Fate::Gone {
-                        reason: EndReason::DeviceGone,
-                        why: "its device is gone, or has not this broker's program any more",
-                    },
-                    Some((device, program)) => {
-                        let of_others = record
-                            .terms
-                            .queues()
-                            .iter()
-                            .find_map(|queue| Some((queue, *queues.get(&(index, queue))?)));
-                        if let Some((queue, other)) = of_others {
-                            let why = format!("queue {queue} of {} is lease {other}'s, too", device.name);
-                            self.refused.push(BadRecord { file, at: None, why });
-                            continue;
-                        }
-                        if let Some(queue) = record.filled().find(|queue| *queue >= program.queues) {
-                            let why = format!("queue {queue} is beyond the map of {}", device.name);
-                            self.refused.push(BadRecord { file, at: None, why });
-                            continue;
-                        }
-                        let of_record = record.terms.queues().iter();
-                        queues.extend(of_record.map(|queue| ((index, queue), record.lease)));
-                        fate(&record, device, by)?
+        records.sort_by_key(|found| Reverse(found.record.lease));
+        let mut known = Known {
+            names: &devices.names,
+            stored: judge.stored,
+            queues: BTreeMap::new(),
+        };
+        for found in records {
+            let record = &found.record;
+            let fate = match program_of(record, &self.devices, devices, &boot) {
+                Err(fate) => fate,
+                Ok((device, program)) => {
+                    // Of whom it is not known whether he lives, nothing is decided: the next start asks again.
+                    let holder = record.holder.find()?;
+                    if let Some(bad) = known.contradicts(&found, program, holder.as_ref()) {
+                        self.refused.push(bad);
+                        continue;
                     }
+                    known.learn(record);
+                    fate::of(record, holder, (device, program), judge)
                 }
             };
-            self.leases.push((record, fate));
+            self.leases.push((found.record, fate));
         }
         // In the order in which they were granted, whatever the names sort by.
         self.leases.sort_by_key(|(record, _)| record.lease);
-        self.end_beside_unheld(by.1);
+        self.end_beside_unheld(judge.stored);
         Ok(())
     }
 
     /// Ends what is out unbound under placeholders beside a lease of whose sockets the broker has no fd: nothing could keep
     /// that one's queues when its holder lets go of them, which is why nothing would leave unbound beside it either.
     fn end_beside_unheld(&mut self, stored: &fd_store::Passed) {
-        let goes_on = |fate: &Fate| matches!(fate, Fate::GoesOn { .. });
-        let unheld: BTreeSet<u32> = self
-            .leases
-            .iter()
-            .filter(|(record, fate)| goes_on(fate) && !stored.has_all_of(record))
-            .map(|(record, _)| record.interface_index)
-            .collect();
+        let unheld: BTreeSet<u32> = self.unheld(stored).map(|record| record.interface_index).collect();
         for (record, fate) in &mut self.leases {
             let needs_placeholders = record.stage == Stage::Pending
                 && record.queue_lock == QueueLock::Placeholders
                 && record.terms.sockets() != SocketKind::Bound;
             if needs_placeholders && unheld.contains(&record.interface_index) {
-                fate.end(EndReason::Restarted);
+                fate.end(
+                    EndReason::Restarted,
+                    "placeholders cannot confine its sockets beside a lease without fds",
+                );
             }
         }
     }
+
+    /// Leases that go on, and of whose sockets the broker will have no fd.
+    pub fn unheld<'h>(&'h self, stored: &'h fd_store::Passed) -> impl Iterator<Item = &'h Record> {
+        let records = self
+            .leases
+            .iter()
+            .filter(|(_, fate)| fate.goes_on())
+            .map(|(record, _)| record);
+        records.filter(|record| !stored.has_all_of(record))
+    }
+
+    /// Of a queue whose record is believed it is said there what becomes of it.
+    fn find_strays(&mut self) {
+        let known: BTreeSet<(u32, u32)> = self
+            .leases
+            .iter()
+            .filter(|(_, fate)| !matches!(fate, Fate::Gone { .. }))
+            .flat_map(|(record, _)| {
+                record
+                    .terms
+                    .queues()
+                    .iter()
+                    .map(|queue| (record.interface_index, queue))
+            })
+            .collect();
+        for (device, program) in &self.devices {
+            let filled = program.filled.iter().flatten();
+            let strays = filled.filter(|queue| !known.contains(&(device.index, **queue)));
+            let queues = strays.filter_map(|queue| QueueSet::new([*queue]).ok());
+            self.strays
+                .extend(queues.map(|queue| (device.name.clone(), queue)));
+        }
+    }
+}
+
+/// The device of a lease with its program; or what becomes of one that has none here.
+fn program_of<'d>(
+    record: &Record,
+    with_program: &'d [(Device, PinnedProgram)],
+    devices: &Devices,
+    boot: &str,
+) -> Result<(&'d Device, &'d PinnedProgram), Fate> {
+    if record.boot != boot {
+        return Err(Fate::Gone {
+            reason: EndReason::Restarted,
+            why: "it is of another boot of this machine".to_owned(),
+        });
+    }
+    let index = record.interface_index;
+    if let Some(why) = devices.left.get(&index) {
+        return Err(Fate::Elsewhere { why: why.clone() });
+    }
+    let found = with_program.iter().find(|(device, _)| device.index == index);
+    let (device, program) = found.ok_or_else(|| fate::without_program(record, devices))?;
+    Ok((device, program))
 }
 
 /// Whether a program that is attached is as the next grant would have it.
@@ -251,47 +270,6 @@ fn is_wanted(policy: &Policy, device: &Device, program: &PinnedProgram) -> bool 
     misfit::misfit(policy, &device.name, program.mode).is_none()
         && program.counters_fit
         && program.queues >= device.max_queues
-}
-
-/// What becomes of a lease whose device has its program.
-fn fate(
-    record: &Record,
-    device: &Device,
-    (policy, stored): (&Policy, &fd_store::Passed),
-) -> Result<Fate, Failure> {
-    // Of whom it is not known whether he lives, nothing is decided: the next start asks again.
-    let holder = record.holder.find()?;
-    let goes_on = match record.stage {
-        Stage::Active => true,
-        // With its sockets at hand it can be confined anew, and activated. Without, it is where it was if its slots are
-        // filled, and nothing that went with the broker confined it.
-        Stage::Pending => {
-            let all_filled = record.filled().count() == record.terms.queues().len();
-            let unlocked = record.queue_lock == QueueLock::None;
-            stored.has_all_of(record) || (unlocked && record.terms.inserted_at_grant() && all_filled)
-        }
-        Stage::Ended => {
-            let reason = record.ended.unwrap_or(EndReason::Restarted);
-            return Ok(Fate::Lingers { holder, reason });
-        }
-    };
-    Ok(match holder {
-        None => Fate::Ends {
-            holder: None,
-            reason: EndReason::HolderExited,
-        },
-        Some(holder) if !goes_on => Fate::Ends {
-            holder: Some(holder),
-            reason: EndReason::Restarted,
-        },
-        Some(holder) => {
-            let subject = record.requester.subject();
-            let terms = policy.resume(&device.name, &record.terms);
-            let given = policy.still_gives(&subject, &terms, &device.name);
-            let not_allowed = given.err().map(|refusal| refusal.reason_for_operator());
-            Fate::GoesOn { holder, not_allowed }
-        }
-    })
 }
 
 /// A device of this network namespace, by its index.

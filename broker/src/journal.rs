@@ -61,6 +61,15 @@ impl Journal {
         }
     }
 
+    /// Sees to it that a file which was refused is not believed later, when somebody has repaired it: its lease is no more.
+    ///
+    /// # Errors
+    ///
+    /// What rename(2) says.
+    pub fn set_aside(&self, file: &str) -> Result<(), Failure> {
+        self.directory.rename(file, &Record::aside(file))
+    }
+
     /// Removes the record of a lease that cannot be taken over.
     pub fn remove(&self, lease: LeaseId) {
         self.directory.remove(&Record::file_name(lease));

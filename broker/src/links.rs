@@ -86,6 +86,16 @@ fn changed(engine: &mut Engine, index: u32, now: &LinkNow) {
     for id in engine.leases.ids(|lease| lease.device().index == index) {
         if let Some(lease) = engine.leases.get_mut(id) {
             lease.device_is_now(now.clone());
+            // A device that gets this one's former name later is not to be taken for it.
+            if before.name != now.name
+                && let Err(failure) = lease.write_down()
+            {
+                tracing::warn!(
+                    lease = id.0,
+                    "cannot write down that its device was renamed: {}",
+                    chain(&failure)
+                );
+            }
             if is_shown {
                 engine.monitors.publish(lease, Change::Device);
             }

@@ -2,8 +2,9 @@
 //!
 //! **Invariants**: a record is `pending` before there is anything that it speaks of, `active` before anybody is told that
 //! packets are redirected, `ended` before the slots are emptied, and removed when the queues are free. A record that is not
-//! wholly right is nothing: it is refused by its name, with the line.
+//! wholly right is nothing: it is refused by its name, with the line (`record/found.rs`).
 
+mod found;
 #[cfg(test)]
 mod tests;
 
@@ -14,13 +15,18 @@ use crate::error::Failure;
 use crate::identity::{Process, Subject};
 use crate::lease::{Lease, LeaseId, LeasedSocket};
 use crate::policy::KeptTerms;
-use crate::run_dir::{RunDirectory, SmallFile};
+
+use found::place_of;
+pub use found::{BadRecord, FoundRecord};
 
 /// The version that this broker writes, and the only one that it reads.
 const VERSION: u32 = 1;
 /// What names begin and end with; the lease's number is between.
 pub const BEGINNING: &str = "lease-";
 const END: &str = ".json";
+/// What follows the name of a file once a broker has refused it: it is believed by nobody from then on, whatever becomes of
+/// it, since the slots of its lease were emptied.
+const SET_ASIDE: &str = ".refused";
 /// More than the largest lease needs, with all groups that stay of its requester.
 pub const MOST_BYTES: u64 = 64 * 1024;
 
@@ -111,22 +117,6 @@ pub struct RecordedSocket {
     pub redirected_before: Option<u64>,
 }
 
-/// A record that is not taken, and why.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{file}{}: {why}", position(*.at))]
-pub struct BadRecord {
-    /// The name of the file.
-    pub file: String,
-    /// Line and column, from 1.
-    pub at: Option<(usize, usize)>,
-    /// In words.
-    pub why: String,
-}
-
-fn position(at: Option<(usize, usize)>) -> String {
-    at.map_or_else(String::new, |(line, column)| format!(":{line}:{column}"))
-}
-
 impl Record {
     /// A lease as it is now.
     pub fn of(lease: &Lease, boot: &str) -> Self {
@@ -180,34 +170,6 @@ impl Record {
         Ok(text)
     }
 
-    /// Reads one, as strictly as it was written. `owners` may have written it: the broker's account, and root.
-    ///
-    /// # Errors
-    ///
-    /// [`BadRecord`].
-    pub fn read(directory: &RunDirectory, file: &str, owners: &[u32]) -> Result<Self, BadRecord> {
-        let bad = |why: String| BadRecord {
-            file: file.to_owned(),
-            at: None,
-            why,
-        };
-        let SmallFile { text, owner, mode } = directory
-            .read(file, MOST_BYTES)
-            .map_err(|error| bad(format!("cannot be read: {error}")))?;
-        if !owners.contains(&owner) {
-            return Err(bad(format!(
-                "belongs to uid {owner}, and only the broker's own are believed"
-            )));
-        }
-        if mode & 0o022 != 0 {
-            return Err(bad(format!("can be written by others (mode {mode:04o})")));
-        }
-        if u64::try_from(text.len()).unwrap_or(u64::MAX) > MOST_BYTES {
-            return Err(bad(format!("is longer than {MOST_BYTES} bytes")));
-        }
-        Self::decode(file, &text)
-    }
-
     /// Reads the text of one.
     ///
     /// # Errors
@@ -231,7 +193,7 @@ impl Record {
             let words = words.rsplit_once(" at line ").map_or(&*words, |(words, _)| words);
             bad((error.line(), error.column()), words.to_owned())
         };
-        let at = |member: &str| place_of(text, member);
+        let at = |member: &str| place_of(text, &[member]);
         let Versioned { version } = serde_json::from_slice(text).map_err(wrong)?;
         if version != VERSION {
             return Err(bad(
@@ -255,6 +217,11 @@ impl Record {
             );
             return Err(bad(at("sockets"), why));
         }
+        let is_missing = |socket: &RecordedSocket| socket.redirected_before.is_none();
+        if record.stage == Stage::Active && record.terms.receives() && record.sockets.iter().any(is_missing) {
+            let why = "an active lease that receives has a slot for each of its queues".to_owned();
+            return Err(bad(at("sockets"), why));
+        }
         let granted = record.terms.queues().iter();
         let first = granted.take(record.sockets.len());
         if !first.eq(record.sockets.iter().map(|socket| socket.queue)) {
@@ -265,6 +232,16 @@ impl Record {
             return Err(bad(at("ended"), "a lease that has ended has a reason".to_owned()));
         }
         Ok(record)
+    }
+
+    /// What the file of that name is called once it was refused.
+    pub fn aside(file: &str) -> String {
+        format!("{file}{SET_ASIDE}")
+    }
+
+    /// The name that a file had before it was refused, if that is what it is called by.
+    pub fn before_aside(file: &str) -> Option<&str> {
+        file.strip_suffix(SET_ASIDE)
     }
 
     /// The queues whose slots its holder's sockets are in.
@@ -329,15 +306,4 @@ pub fn monotonic_ms() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     seconds * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
-}
-
-/// Line and column of a member of the record itself.
-fn place_of(text: &[u8], member: &str) -> (usize, usize) {
-    let text = String::from_utf8_lossy(text);
-    // As it is written: members of members stand further to the right.
-    let found = text.find(&format!("\n  \"{member}\"")).map_or(0, |at| at + 3);
-    let before = text.get(..found).unwrap_or_default();
-    let line = before.matches('\n').count() + 1;
-    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-    (line, column)
 }

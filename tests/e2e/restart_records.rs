@@ -4,28 +4,31 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
-use e2e::broker::{BrokerProcess, Output, cli};
+use e2e::broker::BrokerProcess;
 use e2e::leaks::Leaks;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
+use xsk_client::wire::LeaseState;
 
-use crate::lease_scene::{PATIENCE, Traffic, interface, leases, policy, wait_until};
+use crate::lease_scene::{PATIENCE, Traffic, interface, leases, policy, state_of, wait_event, wait_until};
 use crate::puppet::{Puppet, Seen};
-use crate::restart_scene::{filled_slots, pieces, pinned_map};
+use crate::restart_scene::{dry_run, file, filled_slots, pieces, pinned_map, purge, record, wait_told};
+
+fn set_mode(file: &Path, mode: u32) {
+    fs::set_permissions(file, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+/// Repairs a record that was refused, and gives it its name again.
+fn put_back(world: &World, lease: u64) {
+    let aside = file(world, &format!("lease-{lease}.json.refused"));
+    set_mode(&aside, 0o600);
+    fs::rename(aside, record(world, lease)).unwrap();
+}
 
 const IDLE: Duration = Duration::from_secs(5);
-
-/// A file of the run directory, as this process can reach it.
-fn file(world: &World, name: &str) -> PathBuf {
-    world.path("xsk-broker").join(name)
-}
-
-fn record(world: &World, lease: u64) -> PathBuf {
-    file(world, &format!("lease-{lease}.json"))
-}
 
 /// All files of the run directory with their contents, and all pins.
 fn everything(world: &World) -> BTreeMap<String, Vec<u8>> {
@@ -38,34 +41,6 @@ fn everything(world: &World) -> BTreeMap<String, Vec<u8>> {
         }
     }
     all
-}
-
-fn dry_run(world: &World, broker: &BrokerProcess<'_>, more: &[&str]) -> Output {
-    let uid = broker.uid().to_string();
-    let arguments = [
-        "serve",
-        "--dry-run",
-        "--policy",
-        "/run/xsk-broker.toml",
-        "--run-dir",
-        "/run/xsk-broker",
-        "--bpf-dir",
-        "/run/bpf/xsk-broker",
-        "--user",
-        &uid,
-    ];
-    cli(world, None, &[&arguments, more].concat()).unwrap()
-}
-
-fn purge(world: &World, more: &[&str]) -> Output {
-    let arguments = [
-        "purge",
-        "--run-dir",
-        "/run/xsk-broker",
-        "--bpf-dir",
-        "/run/bpf/xsk-broker",
-    ];
-    cli(world, None, &[&arguments, more].concat()).unwrap()
 }
 
 #[test]
@@ -91,7 +66,7 @@ fn what_is_damaged_is_refused_with_its_line_and_the_rest_goes_on() {
     );
     chown(record(&world, foreign), Some(stranger.number()), None).unwrap();
     write(future, &text(future).replace("\"version\": 1", "\"version\": 2"));
-    fs::set_permissions(record(&world, open), PermissionsExt::from_mode(0o666)).unwrap();
+    set_mode(&record(&world, open), 0o666);
     // What a broker was killed in the middle of says nothing.
     fs::write(file(&world, "lease-99.json.new"), "{").unwrap();
 
@@ -142,9 +117,14 @@ fn what_is_damaged_is_refused_with_its_line_and_the_rest_goes_on() {
     broker.restart().unwrap();
     for (lease, words) in &expected {
         let name = format!("lease-{lease}.json");
-        let told = |line: &str| (line.contains(&name) && line.contains(words)).then_some(());
+        let aside = format!("{name}.refused");
+        let told = |line: &str| (line.contains(&aside) && line.contains(words)).then_some(());
         broker.process().wait_stderr(PATIENCE, told).unwrap();
-        assert!(record(&world, *lease).exists(), "{name} is to stay");
+        assert!(
+            file(&world, &aside).exists(),
+            "{name} is to stay, by another name"
+        );
+        assert!(!record(&world, *lease).exists(), "{name}");
     }
     assert!(!file(&world, "lease-99.json.new").exists());
     let listed: Vec<u64> = leases(&broker).iter().map(|lease| lease.lease).collect();
@@ -160,9 +140,19 @@ fn what_is_damaged_is_refused_with_its_line_and_the_rest_goes_on() {
     // Its number is not given again, so that its file stays what it was.
     let anew = holder.hold("eth0:7");
     assert!(anew > open, "{anew}");
+    broker.kill().unwrap();
+    let told = pieces(&dry_run(&world, &broker, &["--json"]));
+    let purged = pieces(&purge(&world, &["--json"]));
+    for (lease, _) in &expected {
+        let aside = ("record".to_owned(), format!("lease-{lease}.json.refused"));
+        assert_eq!(told[&aside].0, "leave");
+        let (action, why) = &purged[&aside];
+        assert_eq!(action, "remove");
+        assert!(why.starts_with("refused when a broker started: "), "{why}");
+    }
 }
 
-/// A record that was refused and is repaired later does not take a queue from who was granted it meanwhile.
+/// A record that was refused, and is repaired and put back later, does not take a queue from who was granted it meanwhile.
 #[test]
 fn who_was_granted_a_queue_last_keeps_it() {
     let world = World::new().unwrap();
@@ -171,23 +161,60 @@ fn who_was_granted_a_queue_last_keeps_it() {
     let traffic = Traffic::new(&world);
     let mut first = Puppet::start(&world, Side::Host, &alice.user());
     let old = first.hold("eth0:3");
-    let set_mode = |mode| fs::set_permissions(record(&world, old), PermissionsExt::from_mode(mode)).unwrap();
     broker.kill().unwrap();
-    set_mode(0o666);
+    set_mode(&record(&world, old), 0o666);
     broker.restart().unwrap();
     drop(first);
     let mut second = Puppet::start(&world, Side::Host, &alice.user());
     let new = second.hold("eth0:3");
     broker.kill().unwrap();
-    set_mode(0o600);
+    put_back(&world, old);
     broker.restart().unwrap();
     let listed: Vec<u64> = leases(&broker).iter().map(|lease| lease.lease).collect();
     assert_eq!(listed, [new]);
     traffic.send_all(3, 0..100);
     assert_eq!(second.receive(new, 3, 100, IDLE), Seen::only(3, 100));
-    let why = format!("lease-{old}.json: queue 3 of eth0 is lease {new}'s, too");
-    let told = |line: &str| line.contains(&why).then_some(());
-    broker.process().wait_stderr(PATIENCE, told).unwrap();
+    wait_told(&broker, &format!("lease-{old}.json:"));
+    wait_told(&broker, &format!("queue 3 of eth0 is lease {new}'s, too"));
+}
+
+/// The slots of a refused record's lease were emptied: whatever becomes of the file, it is no lease any more.
+#[test]
+fn what_was_refused_once_is_not_taken_over_when_it_is_repaired() {
+    let world = World::new().unwrap();
+    let alice = Uid::take().unwrap();
+    let mut broker = BrokerProcess::start(&world, &policy(&[(alice.number(), "1-7")])).unwrap();
+    let traffic = Traffic::new(&world);
+    let mut holder = Puppet::start(&world, Side::Host, &alice.user());
+    let lease = holder.hold("eth0:3");
+    broker.kill().unwrap();
+    set_mode(&record(&world, lease), 0o666);
+    broker.restart().unwrap();
+    assert_eq!(state_of(&broker, lease), None);
+    traffic.expect_at_stack(3, 0..10);
+    broker.kill().unwrap();
+    let aside = file(&world, &format!("lease-{lease}.json.refused"));
+    set_mode(&aside, 0o600);
+    broker.restart().unwrap();
+    assert_eq!(state_of(&broker, lease), None);
+    assert!(aside.exists());
+
+    // Back in its place by hand, it speaks of a slot that is empty.
+    broker.kill().unwrap();
+    put_back(&world, lease);
+    let told = pieces(&dry_run(&world, &broker, &["--json"]));
+    let (action, why) = &told[&("lease".to_owned(), lease.to_string())];
+    assert_eq!(action, "end");
+    assert!(why.contains("the slot of queue 3 is empty"), "{why}");
+    broker.restart().unwrap();
+    assert_eq!(wait_event(&broker, "ended", lease)["reason"], "restarted");
+    wait_told(&broker, "ends: the slot of queue 3 is empty");
+    // Its holder has the queue still, by a socket that receives nothing.
+    assert_eq!(state_of(&broker, lease), Some(LeaseState::Lingering));
+    traffic.expect_at_stack(3, 10..20);
+    holder.close(lease);
+    wait_until("its queue is free", || state_of(&broker, lease).is_none());
+    assert!(holder.hold("eth0:3") > lease);
 }
 
 #[test]
@@ -202,9 +229,11 @@ fn purge_takes_down_everything_of_the_brokers() {
     let lease = holder.hold("eth0:3");
     holder.hold("eth1:3");
     leaks.expect_objects_gone(&world, broker.process().pid()).unwrap();
-    let refused = purge(&world, &[]);
-    assert_ne!(refused.code, Some(0), "{refused:?}");
-    assert!(refused.stderr.contains("a broker is running"), "{refused:?}");
+    for more in [&[] as &[&str], &["--dry-run"]] {
+        let refused = purge(&world, more);
+        assert_eq!((refused.code, &*refused.stdout), (Some(75), ""), "{refused:?}");
+        assert!(refused.stderr.contains("a broker is running"), "{refused:?}");
+    }
 
     broker.kill().unwrap();
     fs::write(file(&world, "of-somebody-else"), "").unwrap();

@@ -217,6 +217,29 @@ pub(crate) fn file(world: &World, name: &str) -> PathBuf {
     world.path("xsk-broker").join(name)
 }
 
+/// The record of a lease.
+pub(crate) fn record(world: &World, lease: u64) -> PathBuf {
+    file(world, &format!("lease-{lease}.json"))
+}
+
+/// `serve --dry-run` as that broker would be started.
+pub(crate) fn dry_run(world: &World, broker: &BrokerProcess<'_>, more: &[&str]) -> Output {
+    let uid = broker.uid().to_string();
+    let arguments = [
+        "serve",
+        "--dry-run",
+        "--policy",
+        "/run/xsk-broker.toml",
+        "--run-dir",
+        "/run/xsk-broker",
+        "--bpf-dir",
+        "/run/bpf/xsk-broker",
+        "--user",
+        &uid,
+    ];
+    cli(world, None, &[&arguments, more].concat()).unwrap()
+}
+
 /// `purge` of what a broker with the default paths has left.
 pub(crate) fn purge(world: &World, more: &[&str]) -> Output {
     let arguments = [

@@ -9,7 +9,7 @@ use e2e::world::{Side, World};
 
 use crate::lease_scene::{allow, eth0, wait_until};
 use crate::puppet::Puppet;
-use crate::restart_scene::{file, pieces, purge, wait_told};
+use crate::restart_scene::{dry_run, file, pieces, purge, wait_told};
 
 #[test]
 fn a_damaged_file_holds_its_device_back_until_it_is_removed() {
@@ -33,6 +33,10 @@ fn a_damaged_file_holds_its_device_back_until_it_is_removed() {
     ];
     for damaged in damaged {
         fs::write(&path, &damaged).unwrap();
+        let told = pieces(&dry_run(&world, &broker, &["--json"]));
+        let (action, why) = &told[&("device".to_owned(), "eth0".to_owned())];
+        assert_eq!(action, "hold-back");
+        assert!(why.contains(&inside), "{why}");
         let (action, why) = &pieces(&purge(&world, &["--json"]))[&("file".to_owned(), name.clone())];
         assert_eq!(action, "leave");
         assert!(why.contains("remove it"), "{why}");

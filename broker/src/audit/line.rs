@@ -55,6 +55,8 @@ pub enum Event {
     TakenOver,
     /// What the broker before this one has written down of a lease is not believed.
     RecordRefused,
+    /// The broker before this one has left a socket in a slot, and no record that is believed says whose it is.
+    SlotEmptied,
     /// A device has this broker's XDP program in place of the one before.
     ProgramUpdated,
     /// So many requests of one user came to nothing, beyond those that have a line of their own.

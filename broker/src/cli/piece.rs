@@ -20,6 +20,8 @@ pub(super) enum Action {
     Remove,
     /// It stays as it is.
     Leave,
+    /// It gives nothing of some kind until something has happened.
+    HoldBack,
 }
 
 impl Action {
@@ -30,6 +32,7 @@ impl Action {
             Self::Refuse => "refuse",
             Self::Remove => "remove",
             Self::Leave => "leave",
+            Self::HoldBack => "hold back",
         }
     }
 }
@@ -48,6 +51,12 @@ pub(super) enum Kind {
     Pin,
     /// A file of the run directory.
     File,
+    /// A slot of a device's map of sockets.
+    Slot,
+    /// A device.
+    Device,
+    /// A broker that would start.
+    Start,
 }
 
 impl Kind {
@@ -58,6 +67,9 @@ impl Kind {
             Self::Record => "record",
             Self::Pin => "pin",
             Self::File => "file",
+            Self::Slot => "slot",
+            Self::Device => "device",
+            Self::Start => "start",
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::kernel::pinned::{self, Found};
 use crate::kernel::pins::PinDirectory;
 use crate::kernel::queue_lock::{self, FoundTaint, TaintedBy};
 use crate::numbers::LOCK_FILE;
-use crate::record::{BEGINNING, Record};
+use crate::record::{BEGINNING, MOST_BYTES, Record};
 use crate::run_dir::RunDirectory;
 
 /// Take down what a broker has left: XDP programs, maps, records of leases, sockets. For root, while no broker runs.
@@ -194,14 +194,19 @@ fn unbound(name: &str, taint: &FoundTaint) -> Piece {
 
 /// What a record says, whoever wrote it: it goes in any case.
 fn record(directory: &RunDirectory, name: &str) -> String {
-    let text = directory
-        .read(name, 1 << 16)
-        .map(|file| file.text)
-        .unwrap_or_default();
-    let record = match Record::decode(name, &text) {
-        Ok(record) => record,
-        Err(bad) => return format!("{bad}"),
+    let text = directory.read(name, MOST_BYTES).map(|file| file.text);
+    let (before, was) = match Record::before_aside(name) {
+        Some(before) => (before, "refused when a broker started: "),
+        None => (name, ""),
     };
+    let said = match Record::decode(before, &text.unwrap_or_default()) {
+        Ok(record) => said(&record),
+        Err(bad) => bad.to_string(),
+    };
+    format!("{was}{said}")
+}
+
+fn said(record: &Record) -> String {
     let queues = record.terms.queues();
     let holder = match record.holder.find() {
         Ok(Some(holder)) => format!(

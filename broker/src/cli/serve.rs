@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use rustix::process::{Resource as Limit, Rlimit, getrlimit, setrlimit};
 
 use super::exit::Exit;
-use super::inheritance;
+use super::inheritance::Outlook;
 use super::place::{self, NotRoot, Place};
 use super::user::User;
 use crate::activation::{Passed, PassedSocket};
@@ -17,7 +17,7 @@ use crate::charge::Accounts;
 use crate::engine::{self, Parts};
 use crate::error::chain;
 use crate::fd_store;
-use crate::heritage::Heritage;
+use crate::heritage::{Heritage, Judge};
 use crate::journal::Journal;
 use crate::kernel::link_events::LinkEvents;
 use crate::kernel::pins::PinDirectory;
@@ -80,7 +80,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME|UID", default_value = "xsk-broker")]
     user: String,
 
-    /// Do nothing, and tell what would become of the leases and programs that a broker before this one has left; what a service manager keeps of them (its fd store) is passed to the service alone, and not seen by this
+    /// Do nothing, and tell what would become of the leases and programs that a broker before this one has left, and whether
+    /// one runs still; what a service manager keeps of them (its fd store) is passed to the service alone, and not seen by this
     #[arg(long)]
     dry_run: bool,
 
@@ -148,16 +149,15 @@ fn dry_run(args: &ServeArgs) -> anyhow::Result<()> {
     )?;
     let account = account(&args.user)?;
     let (_, loaded) = policy(args)?;
-    if place::is_there(&args.run_dir)? {
-        place::check_owner(&args.run_dir, account)?;
-    }
-    let pins = PinDirectory::open(&args.bpf_dir)?;
-    pins.as_ref().map_or(Ok(()), |pins| pins.check_owner(account))?;
     // What a service manager has stored is passed to who is started by it.
     let stored = fd_store::Passed::default();
-    let owners = [0, account.uid];
-    let heritage = Heritage::find(&args.run_dir, pins.as_ref(), &loaded.policy, &owners, &stored)?;
-    inheritance::print(&heritage, args.json)
+    let judge = Judge {
+        policy: &loaded.policy,
+        owners: &[0, account.uid],
+        stored: &stored,
+    };
+    let outlook = Outlook::find([&args.run_dir, &args.bpf_dir], account, judge)?;
+    outlook.print(args.json)
 }
 
 fn serve(args: &ServeArgs) -> Result<(), Failed> {
@@ -213,8 +213,12 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     // 4. The private directory in bpffs, and what a broker before this one has left there and in the run directory.
     place.will_make(&args.bpf_dir);
     let pins = PinDirectory::create(&args.bpf_dir, account)?;
-    let owners = [0, account.uid];
-    let heritage = Heritage::find(&args.run_dir, Some(&pins), &loaded.policy, &owners, &stored)?;
+    let judge = Judge {
+        policy: &loaded.policy,
+        owners: &[0, account.uid],
+        stored: &stored,
+    };
+    let heritage = Heritage::find(&args.run_dir, Some(&pins), judge)?;
     let journal = Journal::open(&args.run_dir, place.lock_file()?)?;
     let locks = queue_lock_parts(&loaded.policy, &args.run_dir, &pins, &stored)?;
 

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use rustix::net::{AddressFamily, sockopt};
 
 use crate::kernel::origin;
-use crate::record::Record;
+use crate::record::{Record, RecordedSocket};
 
 /// What an fd is, which its name in the store says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,6 +82,16 @@ impl Passed {
         self.fds.len() + self.strange.len()
     }
 
+    /// A queue of a lease for which another socket of its device was passed than was written down.
+    pub fn other_than_recorded(&self, record: &Record) -> Option<u32> {
+        let is_other = |socket: &&RecordedSocket| {
+            let (lease, queue) = (record.lease, socket.queue);
+            let passed = self.fds.get(&Name::Socket { lease, queue });
+            passed.is_some_and(|fd| is_confined(fd, record) && !is_socket_of(fd, record, queue))
+        };
+        record.sockets.iter().find(is_other).map(|socket| socket.queue)
+    }
+
     /// Whether all sockets of a lease are there.
     pub fn has_all_of(&self, record: &Record) -> bool {
         record.terms.queues().iter().all(|queue| {
@@ -98,8 +108,11 @@ pub(super) fn is_socket_of(fd: &OwnedFd, record: &Record, queue: u32) -> bool {
     let recorded = record.sockets.iter().find(|socket| socket.queue == queue);
     let inode = recorded.and_then(|socket| socket.inode);
     let found = rustix::fs::fstat(fd).ok().map(|stat| stat.st_ino);
-    let is_of_device = || origin::confined_to(fd).is_ok_and(|index| index == record.interface_index);
-    is_socket(fd) && is_of_device() && inode.is_none_or(|inode| found == Some(inode))
+    is_confined(fd, record) && inode.is_none_or(|inode| found == Some(inode))
+}
+
+fn is_confined(fd: &OwnedFd, record: &Record) -> bool {
+    is_socket(fd) && origin::confined_to(fd).is_ok_and(|index| index == record.interface_index)
 }
 
 /// Whether this is an AF_XDP socket of this network namespace.

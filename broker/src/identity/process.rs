@@ -189,6 +189,20 @@ impl Process {
         }
     }
 
+    /// Whether it may have been of that user at some time. A process keeps one of its uids for ever, unless it becomes root: of
+    /// the machine, or of a user namespace.
+    pub fn may_have_been_of(&self, uid: u32) -> bool {
+        const ROOT: u32 = 0;
+
+        let Ok(now) = self.uids() else { return true };
+        uid == ROOT || now.contains(&ROOT) || now.contains(&uid) || !self.is_of_our_user_namespace()
+    }
+
+    fn is_of_our_user_namespace(&self) -> bool {
+        let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/user")).ok();
+        of(&self.pid.to_string()).is_some_and(|namespace| of("self") == Some(namespace))
+    }
+
     /// Its pidfd, readable once it has exited (pidfd_open(2)). `None` where it had exited before it could be pinned.
     pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.pidfd.as_ref().map(AsFd::as_fd)

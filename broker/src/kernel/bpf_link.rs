@@ -106,7 +106,7 @@ const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 /// EBUSY or EEXIST where another program is there; EINVAL where the device is not; EOPNOTSUPP or ERANGE where the
 /// driver takes no program, or not at the device's MTU. Linux 5.9.
 pub fn attach(program: BorrowedFd<'_>, interface_index: u32, mode: XdpMode) -> io::Result<OwnedFd> {
-    let attributes = LinkCreate {
+    let mut attributes = LinkCreate {
         program: number(program.as_raw_fd())?,
         interface_index,
         attach_type: ATTACH_XDP,
@@ -116,7 +116,7 @@ pub fn attach(program: BorrowedFd<'_>, interface_index: u32, mode: XdpMode) -> i
         },
     };
     // SAFETY: LinkCreate is what BPF_LINK_CREATE reads, and the kernel takes what lies beyond its size as zero.
-    let fd = unsafe { bpf(BPF_LINK_CREATE, &attributes)? };
+    let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attributes)? };
     // SAFETY: the kernel has just made this fd for us, CLOEXEC as every BPF fd; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -129,14 +129,14 @@ pub fn attach(program: BorrowedFd<'_>, interface_index: u32, mode: XdpMode) -> i
 /// EPERM where the link does not run `old` any more, EINVAL for another attach type, ENOLINK where the device is gone.
 /// Linux 5.9.
 pub fn update(link: BorrowedFd<'_>, old: BorrowedFd<'_>, new: BorrowedFd<'_>) -> io::Result<()> {
-    let attributes = LinkUpdate {
+    let mut attributes = LinkUpdate {
         link: number(link.as_raw_fd())?,
         new_program: number(new.as_raw_fd())?,
         flags: REPLACE,
         old_program: number(old.as_raw_fd())?,
     };
     // SAFETY: LinkUpdate is what BPF_LINK_UPDATE reads.
-    unsafe { bpf(BPF_LINK_UPDATE, &attributes)? };
+    unsafe { bpf(BPF_LINK_UPDATE, &mut attributes)? };
     Ok(())
 }
 
@@ -210,7 +210,7 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<Option<ProgramInfo>> 
 }
 
 fn get_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
-    let attributes = ObjGetInfo {
+    let mut attributes = ObjGetInfo {
         fd: number(object.as_raw_fd())?,
         info_bytes: u32::try_from(size_of::<T>()).map_err(io::Error::other)?,
         info: std::ptr::from_mut(info)
@@ -220,7 +220,7 @@ fn get_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     };
     // SAFETY: ObjGetInfo is what the command reads; it writes at most `info_bytes` to `info`, which is that large, made of
     // integers alone, and outlives the call, as do the ids that it may lead to.
-    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes)? };
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)? };
     Ok(())
 }
 
@@ -231,13 +231,13 @@ fn get_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
 /// ENOENT; EACCES by the file's mode.
 pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
-    let attributes = ObjPin {
+    let mut attributes = ObjPin {
         path: path.as_ptr().addr().try_into().map_err(io::Error::other)?,
         fd: 0,
         flags: 0,
     };
     // SAFETY: BPF_OBJ_GET reads the same members; its path is a C string that lives across the call.
-    let fd = unsafe { bpf(BPF_OBJ_GET, &attributes)? };
+    let fd = unsafe { bpf(BPF_OBJ_GET, &mut attributes)? };
     // SAFETY: the kernel has just made this fd for us, CLOEXEC as every BPF fd; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -249,13 +249,13 @@ pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 /// EEXIST, EACCES; EPERM where the path is not on a BPF file system.
 pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
-    let attributes = ObjPin {
+    let mut attributes = ObjPin {
         path: path.as_ptr().addr().try_into().map_err(io::Error::other)?,
         fd: number(object.as_raw_fd())?,
         flags: 0,
     };
     // SAFETY: ObjPin is what BPF_OBJ_PIN reads; its path is a C string that lives across the call.
-    unsafe { bpf(BPF_OBJ_PIN, &attributes)? };
+    unsafe { bpf(BPF_OBJ_PIN, &mut attributes)? };
     Ok(())
 }
 
@@ -263,9 +263,9 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 ///
 /// # Safety
 ///
-/// `attributes` is what `command` reads.
-unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<RawFd> {
-    let attributes = std::ptr::from_ref(attributes);
+/// `attributes` is what `command` reads, and what it writes to.
+pub(super) unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<RawFd> {
+    let attributes = std::ptr::from_mut(attributes);
     // SAFETY: pointer and size are those of a live value; the caller vouches for its meaning.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
     if result < 0 {
@@ -274,6 +274,6 @@ unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<RawFd> {
     RawFd::try_from(result).map_err(io::Error::other)
 }
 
-fn number(fd: RawFd) -> io::Result<u32> {
+pub(super) fn number(fd: RawFd) -> io::Result<u32> {
     u32::try_from(fd).map_err(io::Error::other)
 }

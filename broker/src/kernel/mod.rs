@@ -18,5 +18,6 @@ pub mod queue_probe;
 pub mod readable;
 pub mod redirect;
 pub mod ring_probe;
+pub mod slots;
 pub mod umem;
 pub mod xsk;

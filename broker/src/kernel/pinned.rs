@@ -3,6 +3,7 @@
 //! **Invariant**: looking changes nothing. What is not wholly ours is left as it is: a link of something else, a program of
 //! another name, maps that the program does not use, a device that runs another program.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::maps::{MapData, MapType};
@@ -13,6 +14,7 @@ use super::bpf_link::{self, ProgramInfo};
 use super::netlink;
 use super::pins::{PinDirectory, Pinned};
 use super::queue_lock;
+use super::slots;
 use crate::error::{Failure, chain};
 
 /// A program on a device of this network namespace, with its maps.
@@ -36,6 +38,8 @@ pub struct PinnedProgram {
     pub counters: MapData,
     /// How many queues the map of sockets has room for.
     pub queues: u32,
+    /// Those in whose slot there is a socket; `None` where the kernel did not let us look.
+    pub filled: Option<BTreeSet<u32>>,
     /// Whether the map of counters is as this broker's program would have it.
     pub counters_fit: bool,
 }
@@ -127,6 +131,8 @@ fn whole(pins: &PinDirectory, index: u32) -> Result<PinnedProgram, Found> {
         && of_counters.value_bytes == size_of::<xdp_ebpf::QueueCounters>()
         && of_counters.entries >= of_sockets.entries
         && info.maps.contains(&of_counters.id);
+    let filled = slots::filled(sockets.fd().as_fd(), of_sockets.entries)
+        .inspect_err(|error| tracing::warn!(ifindex = index, %error, "cannot see which slots are filled"));
     Ok(PinnedProgram {
         index,
         mode,
@@ -137,6 +143,7 @@ fn whole(pins: &PinDirectory, index: u32) -> Result<PinnedProgram, Found> {
         sockets,
         counters,
         queues: of_sockets.entries,
+        filled: filled.ok(),
         counters_fit,
     })
 }

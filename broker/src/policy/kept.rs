@@ -47,9 +47,14 @@ impl KeptTerms {
         &self.queues
     }
 
+    /// Whether packets are redirected to its sockets at all.
+    pub fn receives(&self) -> bool {
+        self.direction.receives()
+    }
+
     /// Whether packets were redirected before the sockets were seen bound.
     pub fn inserted_at_grant(&self) -> bool {
-        self.insert == Insert::AtGrant && self.direction.receives()
+        self.insert == Insert::AtGrant && self.receives()
     }
 
     /// What was asked for, to ask a policy again.

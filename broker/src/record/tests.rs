@@ -99,6 +99,11 @@ fn what_was_changed_is_refused_with_the_line() {
             "lease-7.json:18:3: a socket's queue",
         ),
         ("eth0", "eth/0", "lease-7.json:10:"),
+        (
+            "\"redirectedBefore\": 0",
+            "\"redirectedBefore\": null",
+            "lease-7.json:18:3: an active lease that receives",
+        ),
     ] {
         let words = changed(from, to);
         assert!(words.starts_with(expected), "{from} -> {to}: {words}");
@@ -106,4 +111,48 @@ fn what_was_changed_is_refused_with_the_line() {
     assert!(refusal(&(GOOD.to_owned() + "x")).contains("trailing characters"));
     // Whatever a later version has, its number is what is told.
     assert!(refusal("{ \"version\": 9, \"more\": {} }").contains("is of version 9"));
+}
+
+#[test]
+fn who_only_sends_has_no_slots() {
+    let text = GOOD
+        .replace("rx_tx", "tx")
+        .replace("\"redirectedBefore\": 0", "\"redirectedBefore\": null");
+    assert!(Record::decode("lease-7.json", text.as_bytes()).is_ok());
+}
+
+#[test]
+fn a_member_is_found_by_its_own_name_and_those_around_it() {
+    let text = Record::decode("lease-7.json", GOOD.as_bytes())
+        .unwrap()
+        .encode()
+        .unwrap();
+    let lines: Vec<String> = String::from_utf8(text.clone())
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    for (member, line, column) in [
+        (&["version"][..], "\"version\"", 3),
+        (&["holder", "uid"], "\"uid\"", 5),
+        (&["requester", "uid"], "\"uid\"", 5),
+        // As far as it is there.
+        (&["holder", "none"], "\"holder\"", 3),
+    ] {
+        let (at, from) = place_of(&text, member);
+        assert_eq!(from, column, "{member:?}");
+        assert!(lines[at - 1].contains(line), "{member:?}: {}", lines[at - 1]);
+    }
+    let [requester, holder] = ["requester", "holder"].map(|name| place_of(&text, &[name, "uid"]).0);
+    assert!(requester < holder, "{requester} {holder}");
+    assert_eq!(place_of(&text, &["none"]), (1, 1));
+}
+
+#[test]
+fn the_name_of_one_that_was_refused_leads_back() {
+    assert_eq!(
+        Record::before_aside(&Record::aside("lease-7.json")),
+        Some("lease-7.json")
+    );
+    assert_eq!(Record::before_aside("lease-7.json"), None);
 }
