@@ -13,7 +13,7 @@ mod session;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use e2e::broker::BrokerProcess;
 use e2e::figures::{Form, ended, tell};
 use e2e::packet_socket::PacketSocket;
@@ -103,6 +103,12 @@ fn soak(arguments: &Arguments) -> Result<()> {
         }
     }
     broker.stop()?;
+    let accounted = totals.echoed + totals.dropped_by_the_kernel + totals.written_off;
+    ensure!(
+        totals.sent == accounted,
+        "{} frames were sent and {accounted} accounted for: {totals:?}",
+        totals.sent
+    );
     report(&totals, begun.elapsed(), arguments)
 }
 

@@ -34,6 +34,8 @@ pub(crate) struct Session<'w> {
     next_number: u64,
     sent: u64,
     echoed: u64,
+    /// By the kernel, for want of room, as of the last time that both ends agreed.
+    dropped: u64,
     slowest: Duration,
     _uid: Uid,
 }
@@ -82,6 +84,7 @@ impl<'w> Session<'w> {
             next_number: first_number,
             sent: 0,
             echoed: 0,
+            dropped: 0,
             slowest: Duration::ZERO,
             _uid: uid,
         })
@@ -138,7 +141,7 @@ impl<'w> Session<'w> {
             return Ok(());
         }
         self.settle(overload)?;
-        totals.dropped_by_the_kernel += self.agree()?;
+        self.agree()?;
         // A chunk that is lost stays so, whatever else makes it fewer for once.
         let mut room_now = self.room()?;
         for _ in 0..3 {
@@ -151,7 +154,10 @@ impl<'w> Session<'w> {
             room_now >= room,
             "the holder could take {room} frames at first, and {room_now} now: chunks got lost"
         );
+        totals.dropped_by_the_kernel += self.dropped;
         self.send(Ask::End, LEAST_BYTES)?;
+        // Nobody sends that one back.
+        self.sent -= 1;
         let status = self.holder.wait(Duration::from_secs(20))?;
         ensure!(status.success(), "the holder ended with {status}");
         Ok(())
@@ -193,9 +199,9 @@ impl<'w> Session<'w> {
         Ok(())
     }
 
-    /// Both ends' counts: every frame that was sent was received, or dropped by the kernel for want of room, and counted.
-    /// Returns how many the kernel has dropped so far, once all that were received are back.
-    fn agree(&mut self) -> Result<u64> {
+    /// Both ends' counts: every frame that was sent was received, or dropped by the kernel for want of room, and counted;
+    /// and all that were received are back.
+    fn agree(&mut self) -> Result<()> {
         let expected = self.sent + 1;
         let number = self.send(Ask::Count, LEAST_BYTES)?;
         let begun = Instant::now();
@@ -231,7 +237,8 @@ impl<'w> Session<'w> {
             "the holder received {received} frames, {} came back",
             self.echoed
         );
-        Ok(dropped + ring_full)
+        self.dropped = dropped + ring_full;
+        Ok(())
     }
 
     /// For who looks for the cause of a failure: what the holder has counted, if it still answers.
