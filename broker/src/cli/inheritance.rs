@@ -92,7 +92,7 @@ impl<'a> Outlook<'a> {
             ));
         }
         for (index, why) in &self.heritage.useless {
-            let name = format!("ifindex {index}");
+            let name = self.name(*index);
             pieces.push(Piece::new(Action::Remove, Kind::Program, name, why.as_str()));
         }
         for what in &self.heritage.foreign {

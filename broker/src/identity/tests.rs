@@ -1,7 +1,9 @@
 //! Who connected, asked of the kernel in earnest.
 
+use std::io::Read as _;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use xsk_client::wire::{BrokerError, Transfer};
@@ -97,4 +99,43 @@ fn two_processes_differ_and_an_exit_shows() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(other.has_exited());
+}
+
+/// A process can be asked whose it is now, and not whose it was: only where it could not have changed that, is it known.
+#[test]
+fn whose_a_process_was_is_known_of_who_could_not_change_it() {
+    const OWN: u32 = 64_321;
+    const OTHER: u32 = 64_322;
+
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIP: takes root, to start a process of another user");
+        return;
+    }
+    let asked = |program: &[&str], uid: u32| {
+        let mut command = std::process::Command::new(program[0]);
+        let mut child = command
+            .uid(uid)
+            .args(&program[1..])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It says when it is what it is going to be.
+        let mut line = [0];
+        let is_there = child.stdout.as_mut().unwrap().read_exact(&mut line).is_ok();
+        let pid = Pid::from_child(&child);
+        let process = Process::new(pid, pidfd_open(pid, PidfdFlags::empty()).unwrap());
+        let answers = [0, OWN, OTHER].map(|uid| process.as_ref().is_ok_and(|it| it.may_have_been_of(uid)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        is_there.then_some(answers)
+    };
+    let says_so = ["sh", "-c", "echo; read _"];
+    assert_eq!(asked(&says_so, OWN), Some([true, true, false]));
+    assert_eq!(asked(&says_so, 0), Some([true; 3]));
+    let elsewhere = [&["unshare", "--user"][..], &says_so].concat();
+    match asked(&elsewhere, OWN) {
+        Some(answers) => assert_eq!(answers, [true; 3]),
+        None => println!("SKIP of user namespaces: this machine gives users none"),
+    }
 }
