@@ -18,7 +18,7 @@ mod frame;
 
 use std::cell::Cell;
 use std::ptr::NonNull;
-use std::{fmt, hint, slice};
+use std::{fmt, hint};
 
 pub use frame::RxFrame;
 
@@ -35,8 +35,9 @@ pub struct Received<'x> {
     core: &'x mut Core,
     /// Copies of the ring's entries. Whoever keeps a frame's chunk marks it as [`KEPT`].
     frames: &'x [Cell<Descriptor>],
-    /// Those that are left to look at.
-    left: slice::Iter<'x, Cell<Descriptor>>,
+    /// The next one to look at, and one past the last.
+    next: *const Cell<Descriptor>,
+    end: *const Cell<Descriptor>,
     /// Whether they must be admitted one by one.
     guarded: bool,
     umem: NonNull<u8>,
@@ -62,7 +63,8 @@ impl<'x> Received<'x> {
         Self {
             core,
             frames,
-            left: frames.iter(),
+            next: frames.as_ptr_range().start,
+            end: frames.as_ptr_range().end,
             guarded: !extent.is_within(limit, chunk_bytes) && !are_within(frames, limit, chunk_bytes),
             umem: memory,
             kept: 0,
@@ -72,7 +74,7 @@ impl<'x> Received<'x> {
 
     /// How many frames are left to look at.
     pub fn len(&self) -> usize {
-        self.left.len()
+        (self.end.addr() - self.next.addr()) / size_of::<Descriptor>()
     }
 
     /// Whether none is left.
@@ -87,21 +89,24 @@ impl<'x> Received<'x> {
     #[inline]
     pub fn next_frame(&mut self) -> Option<RxFrame<'_, 'x>> {
         loop {
-            let entry = self.left.next()?;
+            if self.next == self.end {
+                return None;
+            }
+            // SAFETY: one of `frames`: before `end`.
+            self.next = unsafe { self.next.add(1) };
             let Descriptor {
                 mut address, length, ..
-            } = entry.get();
+            } = self.lent().get();
             if self.guarded {
                 hint::cold_path();
                 address = self.core.chunks.admit(address, length.into());
                 if address == REFUSED {
-                    self.keep(entry);
+                    self.keep();
                     continue;
                 }
             }
             return Some(RxFrame {
                 batch: self,
-                entry,
                 address,
                 length,
             });
@@ -111,17 +116,28 @@ impl<'x> Received<'x> {
     /// The chunk of a frame goes elsewhere, for a while or for good. Frames that were cleared before must be admitted anew:
     /// a hostile ring may name that chunk again.
     #[inline]
-    fn give_away(&mut self, entry: &Cell<Descriptor>, address: u64) {
+    fn give_away(&mut self, address: u64) {
         self.core.chunks.leave(address);
-        self.keep(entry);
+        self.keep();
         self.guarded = true;
     }
 
     /// The chunk of a frame does not go back.
     #[inline]
-    fn keep(&mut self, entry: &Cell<Descriptor>) {
-        mark(entry);
+    fn keep(&mut self) {
+        mark(self.lent());
         self.kept += 1;
+    }
+
+    /// The copy of the entry that was looked at last: a frame's, as long as that is lent. (Found from `next` it costs a
+    /// forwarding loop two instructions less than kept beside it.)
+    #[inline]
+    fn lent(&self) -> &'x Cell<Descriptor> {
+        debug_assert_ne!(self.next, self.frames.as_ptr(), "none was looked at");
+        // SAFETY: one of `frames`: `next` has gone beyond it, which is what this is called after.
+        let lent = unsafe { self.next.sub(1) };
+        // SAFETY: as above.
+        unsafe { &*lent }
     }
 }
 

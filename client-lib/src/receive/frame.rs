@@ -2,7 +2,6 @@
 
 #![expect(unsafe_code, reason = "a slice over a chunk that this frame alone holds")]
 
-use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::{fmt, hint, slice};
 
@@ -10,13 +9,12 @@ use super::{Received, mark};
 use crate::cast;
 use crate::entries::TxRun;
 use crate::frame::{Frame, Unsent, UnsentReason, resized};
-use crate::ring::{Descriptor, PACKET_CONTINUES};
+use crate::ring::PACKET_CONTINUES;
 use crate::transmit::Transmit;
 
 /// A received frame: its bytes, by `Deref`. Dropping it recycles it.
 pub struct RxFrame<'b, 'x> {
     pub(super) batch: &'b mut Received<'x>,
-    pub(super) entry: &'x Cell<Descriptor>,
     pub(super) address: u64,
     pub(super) length: u32,
 }
@@ -73,7 +71,7 @@ impl RxFrame<'_, '_> {
     /// [`BindOptions::multi_buffer`](crate::BindOptions::multi_buffer) receive such packets;
     /// [`Xsk::receive_packets`](crate::Xsk::receive_packets) gives them whole.
     pub fn continues(&self) -> bool {
-        self.batch.core.multi_buffer && self.entry.get().options & PACKET_CONTINUES != 0
+        self.batch.core.multi_buffer && self.batch.lent().get().options & PACKET_CONTINUES != 0
     }
 
     /// Makes it longer or shorter, up to its capacity. Bytes that become part of it are as they were left.
@@ -97,7 +95,7 @@ impl RxFrame<'_, '_> {
     pub fn send(self) -> Result<(), Unsent<Self>> {
         if self.batch.tx.next == self.batch.tx.end {
             hint::cold_path();
-            let options = self.entry.get().options & PACKET_CONTINUES;
+            let options = self.batch.lent().get().options & PACKET_CONTINUES;
             let written = self.batch.tx.written();
             let wanted = cast::count(self.batch.len() + 1);
             self.batch.kept += written;
@@ -119,7 +117,7 @@ impl RxFrame<'_, '_> {
             unsafe { self.batch.tx.write(self.address, self.length, 0) };
         }
         // The chunk is the kernel's now.
-        mark(self.entry);
+        mark(self.batch.lent());
         Ok(())
     }
 
@@ -136,13 +134,13 @@ impl RxFrame<'_, '_> {
         if let Err(reason) = to.take_in(pool, self.address, self.length) {
             return Err(Unsent { frame: self, reason });
         }
-        self.batch.give_away(self.entry, self.address);
+        self.batch.give_away(self.address);
         Ok(())
     }
 
     /// Makes it an owned frame, which may outlive the batch.
     pub fn into_owned(self) -> Frame {
-        self.batch.give_away(self.entry, self.address);
+        self.batch.give_away(self.address);
         Frame::new(self.batch.core.chunks.pool().clone(), self.address, self.length)
     }
 
