@@ -2,7 +2,7 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::binaries;
 use e2e::broker::BrokerProcess;
@@ -331,6 +331,26 @@ fn a_signal_ends_it_with_the_sums() {
     process.signal(rustix::process::Signal::INT).unwrap();
     assert!(process.wait(PATIENCE).unwrap().success());
     event(&process, "sum");
+}
+
+/// Holders need no broker: a run that is over has succeeded, whoever is there to hear of it, and waits for nobody.
+#[test]
+fn a_signal_ends_it_where_the_broker_is_gone() {
+    for way in [Way::Acquired, Way::Inherited] {
+        let world = World::new().unwrap();
+        let uid = Uid::take().unwrap();
+        let mut broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "1-3")])).unwrap();
+        let mut process = start(&world, &uid, way, &["rxdrop"]);
+        event(&process, "active");
+        assert!(broker.stop().unwrap().success());
+        let asked = Instant::now();
+        process.signal(rustix::process::Signal::TERM).unwrap();
+        let status = process.wait(PATIENCE).unwrap();
+        assert!(status.success(), "{status}: {}", process.last_words());
+        assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+        assert_eq!(process.stderr(), Vec::<String>::new());
+        event(&process, "sum");
+    }
 }
 
 #[test]

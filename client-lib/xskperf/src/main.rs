@@ -12,9 +12,11 @@ mod xdpsock;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
+use xsk_client::Broker;
 
 use arguments::{Arguments, Mode};
 use latency::Latencies;
@@ -50,7 +52,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let (mode, options) = arguments.mode.parts();
     let socket::Active {
-        mut broker,
+        broker,
         lease,
         xsk,
         described,
@@ -70,6 +72,15 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
     }
     report.print_sums(&worker, &mut latencies)?;
-    broker.release(lease)?;
+    release(broker, lease);
     Ok(())
+}
+
+/// Gives the lease back a moment before it ends with this process. It makes no difference to a run that is over whether
+/// somebody is there to hear it.
+fn release(mut broker: Broker, lease: u64) {
+    /// For the reply of a broker that is there; one that is not is not waited for any longer.
+    const PATIENCE: Duration = Duration::from_millis(200);
+    broker.set_timeout(PATIENCE);
+    let _unheard = broker.release(lease);
 }
