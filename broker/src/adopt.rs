@@ -56,6 +56,7 @@ pub fn take_over(engine: &mut Engine, heritage: Heritage) -> Vec<Adopted> {
                 engine.journal.remove(heritage::id(&record));
                 let line = Line::new(Event::Ended).record(&record);
                 engine.audit.write(&line.reason(&end::word(reason)));
+                engine.audit.write(&Line::new(Event::Freed).record(&record));
             }
         }
     }

@@ -73,6 +73,7 @@ fn a_link_pin_that_was_removed_is_named_and_no_device_is_called_gone() {
 
     broker.restart().unwrap();
     assert_eq!(wait_event(&broker, "ended", lease)["reason"], "restarted");
+    wait_event(&broker, "freed", lease);
     wait_told(&broker, &expected);
     traffic.expect_at_stack(3, 0..10);
     holder.close(lease);

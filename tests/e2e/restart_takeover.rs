@@ -378,6 +378,7 @@ fn a_device_that_was_deleted_meanwhile_takes_its_leases_along() {
         .unwrap();
     broker.restart().unwrap();
     assert_eq!(wait_event(&broker, "ended", goes)["reason"], "device-gone");
+    wait_event(&broker, "freed", goes);
     assert_eq!(state_of(&broker, goes), None);
     assert_eq!(state_of(&broker, stays), Some(LeaseState::Active));
     assert_eq!(records(&world, &broker).into_iter().collect::<Vec<_>>(), [stays]);
