@@ -40,6 +40,8 @@ struct State {
     backlog: Backlog,
     /// What the last write failed with, until one succeeds.
     trouble: Option<String>,
+    /// Why lines go on to the file that was open before, since it was last looked for anew.
+    misplaced: Option<String>,
     /// Somebody was granted nothing for what waits, which the log was told.
     withheld: bool,
     /// The file is to be looked for anew before the next line.
@@ -67,6 +69,7 @@ impl Audit {
             state: Mutex::new(State {
                 backlog: Backlog::new(bounds),
                 trouble: None,
+                misplaced: None,
                 withheld: false,
                 reopen: false,
                 closing: false,
@@ -125,7 +128,7 @@ impl Audit {
             waiting_bytes: number(state.backlog.share().waiting()),
             refusals_summed: state.backlog.summed(),
             refusals_dropped: state.backlog.dropped(),
-            trouble: state.trouble.clone(),
+            trouble: state.told_trouble(),
         }
     }
 
@@ -158,6 +161,16 @@ fn bytes_of(bytes: usize) -> u64 {
 }
 
 impl State {
+    /// What an operator has to do something about.
+    fn told_trouble(&self) -> Option<String> {
+        let unwritten = self
+            .trouble
+            .as_ref()
+            .map(|cause| format!("cannot be written, and goes on trying: {cause}"));
+        let told: Vec<String> = unwritten.into_iter().chain(self.misplaced.clone()).collect();
+        (!told.is_empty()).then(|| told.join("; "))
+    }
+
     /// What a user is told who is granted nothing new now.
     fn refusal(&self, uid: u32) -> Option<BrokerError> {
         if self.backlog.has_room(uid) {

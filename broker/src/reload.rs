@@ -59,7 +59,7 @@ pub enum Unwanted {
     Ended,
 }
 
-/// Reads the policy anew and puts it into force.
+/// Reads the policy anew and puts it into force, and has the audit log's file looked for anew.
 ///
 /// # Errors
 ///
@@ -71,6 +71,8 @@ pub async fn reload(
 ) -> Result<Reloaded, Error> {
     let (source, manager) = engine
         .call(Turn::First, |engine| {
+            // Whatever becomes of the policy: whoever has rotated the log means this.
+            engine.audit.reopen();
             (Arc::clone(&engine.policy_source), engine.manager.clone())
         })
         .await?;
@@ -111,9 +113,8 @@ async fn reload_in_turn(
     Ok(reloaded)
 }
 
-/// Does what SIGHUP asks for, and tells the log of it: the policy is read anew, and the audit log's file looked for.
+/// Does what SIGHUP asks for, and tells the log of it.
 pub async fn at_signal(engine: EngineHandle) {
-    engine.post(|engine| engine.audit.reopen());
     match reload(&engine, None, Unwanted::Kept).await {
         Ok(reloaded) => {
             for warning in &reloaded.warnings {
@@ -133,7 +134,10 @@ pub async fn at_signal(engine: EngineHandle) {
         }
         Err(Error::Refused(BrokerError::PolicyWrong { mistakes, message })) => {
             for mistake in &mistakes {
-                tracing::error!("{}", mistake.text);
+                match mistake.severity {
+                    MistakeSeverity::Error => tracing::error!("{}", mistake.text),
+                    MistakeSeverity::Warning => tracing::warn!("{}", mistake.text),
+                }
             }
             tracing::error!("SIGHUP: {message}");
         }

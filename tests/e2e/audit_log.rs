@@ -327,12 +327,54 @@ fn a_file_that_cannot_be_opened_anew_is_told_of_and_the_old_one_goes_on() {
     broker.process().signal(Signal::HUP).unwrap();
     let said = |line: &str| line.contains("copytruncate").then(|| line.to_owned());
     let line = broker.process().wait_stderr(PATIENCE, said).unwrap();
-    for words in ["audit.log", &format!("uid {}'s to write to", broker.uid())] {
+    let written_to = format!("uid {}'s to write to", broker.uid());
+    for words in ["audit.log", &written_to] {
         assert!(line.contains(words), "{line}");
     }
-    assert!(broker.stop().unwrap().success());
-    assert_eq!(lines(&rotated).last().unwrap()["event"], "stopped");
+    // It stays to be seen, by who has not read the log, until it is right.
+    let mut operator = operator(&broker);
+    wait_until("status tells of it", || log(&mut operator).trouble.is_some());
+    let trouble = log(&mut operator).trouble.unwrap();
+    assert!(trouble.contains(&written_to), "{trouble}");
+    let status = broker.cli(&["status"]).unwrap().stdout;
+    assert!(status.contains(&format!("audit log: {trouble}\n")), "{status}");
     assert!(!file.exists());
+    std::fs::write(&file, "").unwrap();
+    chown(&file, Some(broker.uid()), None).unwrap();
+    operator.reload(&Reload::default()).unwrap();
+    wait_until("nothing is the matter", || log(&mut operator).trouble.is_none());
+    drop(operator);
+    assert!(broker.stop().unwrap().success());
+    let last = |file: &Path| lines(file).last().unwrap()["event"].clone();
+    assert_eq!(
+        (last(&rotated), last(&file)),
+        ("reloaded".into(), "stopped".into())
+    );
+}
+
+/// As `ExecReload=xsk-broker reload` does it, and where the policy is not taken, too.
+#[test]
+fn a_file_that_was_rotated_is_opened_anew_at_the_verb() {
+    let world = World::new().unwrap();
+    let tenant = Uid::take().unwrap();
+    let (mut broker, file) = with_a_file(&world, &tenant);
+    wait_until("its start is in the file", || lines(&file).len() == 1);
+    for (policy, code, event) in [
+        (policy(&[(tenant.number(), "1-6")]), 0, "reloaded"),
+        ("nonsense".to_owned(), 78, "reload-refused"),
+    ] {
+        let rotated = file.with_extension(format!("log.{event}"));
+        std::fs::rename(&file, &rotated).unwrap();
+        std::fs::write(&file, "").unwrap();
+        chown(&file, Some(broker.uid()), None).unwrap();
+        let before = lines(&rotated).len();
+        broker.write_policy(&policy).unwrap();
+        assert_eq!(broker.cli(&["reload"]).unwrap().code, Some(code));
+        wait_until("it goes to the new one", || lines(&file).len() == 1);
+        assert_eq!(lines(&file)[0]["event"], event);
+        assert_eq!(lines(&rotated).len(), before);
+    }
+    assert!(broker.stop().unwrap().success());
 }
 
 /// What was said before the engine panicked is written, as far as somebody reads it.

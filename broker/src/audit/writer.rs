@@ -76,27 +76,31 @@ fn write_all(shared: &Shared, mut sink: Sink) {
                     return;
                 }
             }
-            Next::Reopen => reopen(&mut sink),
+            Next::Reopen => reopen(shared, &mut sink),
             Next::End => return,
         }
     }
 }
 
-fn reopen(sink: &mut Sink) {
-    match sink.reopen() {
+fn reopen(shared: &Shared, sink: &mut Sink) {
+    let misplaced = match sink.reopen() {
         Ok(Reopened::Another) => {
             tracing::info!("the audit log was opened anew: lines go to another file of its name");
+            None
         }
-        Ok(Reopened::Same) => {}
+        Ok(Reopened::Same) => None,
         Err(failure) => {
             let uid = rustix::process::geteuid().as_raw();
-            tracing::error!(
+            let why = format!(
                 "{}: lines go on to the file that was open; whoever rotates it has to make the next one uid {uid}'s to write to \
-                 (logrotate: `create`), or to copy and truncate it (`copytruncate`)",
+                 (logrotate: `create`), or to copy and truncate it (`copytruncate`), and then reload again",
                 chain(&failure)
             );
+            tracing::error!("{why}");
+            Some(why)
         }
-    }
+    };
+    shared.lock().misplaced = misplaced;
 }
 
 /// What the thread is to do.

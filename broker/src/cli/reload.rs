@@ -9,7 +9,8 @@ use super::output::{Sockets, put, put_json};
 /// Have the running broker read its policy anew. For root.
 ///
 /// All of it is taken, or, if there is a mistake, nothing: the former policy stays in force then, and each mistake is
-/// printed as `check` prints it. SIGHUP does the same, and tells the log.
+/// printed as `check` prints it. The audit log's file is opened anew where it was renamed (serve --audit-log), in either case.
+/// SIGHUP does the same, and tells the log.
 ///
 /// A lease that the new policy would not give is kept, and `list` says so from then on; with --revoke it ends, as by
 /// `revoke`; what goes on of those that a reload has ended before is told again. Leases that it would give keep the terms that they were granted on.

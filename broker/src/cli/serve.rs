@@ -37,7 +37,7 @@ use crate::server::{self, Listener};
 ///
 /// SIGHUP and `xsk-broker reload` have it read its policy anew, with the same files: they have to be readable for its user.
 ///
-/// SIGHUP also has it open --audit-log anew where the file was renamed. It does so as its user: the directory has to let that
+/// Both also have it open --audit-log anew where the file was renamed. It does so as its user: the directory has to let that
 /// user in, and the new file has to be that user's to write to (logrotate: `create 0640 xsk-broker adm`), or the directory
 /// is. Where it cannot, it says so and goes on with the file that it has, which can be copied and truncated
 /// (`copytruncate`): it appends.
@@ -89,7 +89,7 @@ pub struct ServeArgs {
     #[arg(long, requires = "dry_run")]
     json: bool,
 
-    /// Append the audit log to this file, in place of standard output; SIGHUP opens it anew after a rotation
+    /// Append the audit log to this file, in place of standard output; a reload opens it anew after a rotation
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
 }

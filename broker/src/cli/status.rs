@@ -83,7 +83,7 @@ fn audit_log(status: &Status) -> String {
     };
     let mut text = String::new();
     if let Some(trouble) = &log.trouble {
-        text += &format!("audit log: cannot be written, and goes on trying: {trouble}\n");
+        text += &format!("audit log: {trouble}\n");
     }
     if log.waiting_lines > 0 {
         let limit = RESERVE_BYTES;
