@@ -8,6 +8,7 @@
 )]
 
 mod audit_log;
+mod audit_rotation;
 mod bound_holder;
 mod bound_lease;
 mod bound_scene;
