@@ -42,7 +42,7 @@ use crate::{transfer, zero_copy};
 pub use activate::activate;
 pub use bound::bind;
 pub use hand_over::{HandOver, HandOverReply};
-pub use outlook::{AUDIT_LOG, LIMITS, outlook};
+pub use outlook::{AUDIT_LOG, LEFT_UNBOUND, LIMITS, outlook};
 use refusals::{
     beyond_map, foreign_program, no_device, no_lock, no_such_queue, not_native, taken, unconfined,
 };
@@ -99,11 +99,13 @@ pub fn acquire(
     check_queues(&reservation, &device)?;
     check_map(&reservation, &redirect)?;
     if reservation.terms().sockets() != SocketKind::Bound {
-        if lock == QueueLock::Placeholders
-            && let Some(lease) = engine.leases.unheld(device.index)
-        {
+        let unheld = match lock {
+            QueueLock::Placeholders => engine.leases.unheld(device.index),
+            QueueLock::Lsm | QueueLock::None => Vec::new(),
+        };
+        if !unheld.is_empty() {
             let (name, queues) = (&device.name, reservation.terms().queues());
-            return Err(unconfined(name, queues, Unconfined::Unheld(lease.id())));
+            return Err(unconfined(name, queues, Unconfined::Unheld(unheld)));
         }
         engine
             .locks

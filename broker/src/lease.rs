@@ -7,6 +7,7 @@
 mod book;
 mod busy;
 mod hold;
+pub mod named;
 mod reservation;
 mod resume;
 mod socket;

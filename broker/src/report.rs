@@ -180,10 +180,11 @@ pub fn interfaces(engine: &mut Engine, scope: Scope, peer: &Peer) -> Result<Inte
             None => Vec::new(),
         };
         let queue_lock = settings.and_then(|it| engine.locks.in_force(it.queue_lock).ok());
-        let blocking = engine
-            .leases
-            .unheld(device.index)
-            .filter(|_| queue_lock == Some(QueueLock::Placeholders));
+        let unheld = match queue_lock {
+            Some(QueueLock::Placeholders) => engine.leases.unheld(device.index),
+            _ => Vec::new(),
+        };
+        let mut blocking = unheld.into_iter().map(|lease| lease.0);
         let tainted = engine.locks.tainted_by(device.index);
         let tainted = tainted.filter(|_| scope == Scope::All);
         let (tainted_by, tainted_file) = tainted.map(TaintedBy::split).unzip();
@@ -202,7 +203,8 @@ pub fn interfaces(engine: &mut Engine, scope: Scope, peer: &Peer) -> Result<Inte
             foreign,
             tainted_by: tainted_by.flatten(),
             tainted_file: tainted_file.flatten(),
-            blocked_by: blocking.map(|lease| lease.id().0),
+            blocked_by: blocking.next(),
+            blocked_by_others: blocking.collect(),
             held,
             misfit: engine.misfits.get(device.index).map(str::to_owned),
             passed: redirect.map_or(0, kernel::redirect::Redirect::passed),

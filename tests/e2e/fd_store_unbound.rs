@@ -235,7 +235,7 @@ fn a_store_without_room_for_all_of_it_is_told() {
     assert_eq!(wait_event(&scene.broker, "ended", lease)["reason"], "restarted");
     assert_eq!(eth0(&scene.broker).tainted_by, Some(holder.pid()));
     scene.wait_kept(&[]);
-    assert_eq!(holder.acquire("eth0:4").unwrap_err().kind, "DeviceUnavailable");
+    assert_eq!(holder.acquire("eth0:4").unwrap_err().kind, "QueueBusy");
 }
 
 /// A manager that stops its service for good closes what it kept: so nothing is left out unbound by a stop.

@@ -22,7 +22,7 @@ pub enum Exit {
     Usage = 2,
     /// The broker cannot be reached (EX_UNAVAILABLE).
     Unreachable = 69,
-    /// A queue is busy or a quota used up: later it may work (EX_TEMPFAIL). After `revoke` and `reload --revoke`:
+    /// A queue is busy, a quota used up, or somebody has to end first: later it may work (EX_TEMPFAIL). After `revoke` and `reload --revoke`:
     /// something goes on. After `purge`: a broker runs.
     Busy = 75,
     /// The policy says no, or the kernel would (EX_NOPERM).
@@ -38,10 +38,10 @@ Exit codes:
    1  failed
    2  wrong usage
   69  the broker cannot be reached
-  75  a queue is busy or a quota used up; later it may work. `revoke`, `reload --revoke`: something goes on. `purge`: a
-      broker runs
+  75  a queue is busy, a quota used up, or a lease or process has to end first; later it may work. `revoke`,
+      `reload --revoke`: something goes on. `purge`: a broker runs
   77  denied: by the policy, by the mode of the socket, or for want of root
-  78  the policy or the set-up of this machine is wrong";
+  78  the policy or the set-up of this machine is wrong, which no waiting cures";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {

@@ -8,7 +8,7 @@ use super::exit::Exit;
 use super::output::{self, Sockets, put, put_json};
 use super::user::User;
 use super::wish::Wish;
-use crate::grant::{AUDIT_LOG, LIMITS};
+use crate::grant::{AUDIT_LOG, LEFT_UNBOUND, LIMITS};
 use crate::identity::Subject;
 use crate::policy::{Ownership, Policy, View};
 
@@ -19,7 +19,8 @@ use crate::policy::{Ownership, Policy, View};
 /// changed by asking. A refusal by the policy comes, for root, with what to write into it. With --policy FILE it asks that
 /// file, no broker, and looks at no machine.
 ///
-/// Exit codes: 0 it would be granted, 75 the audit log is full, 77 the policy refuses it, 78 the machine does.
+/// Exit codes: 0 it would be granted, 75 the audit log is full, or a broker before has left
+/// sockets unbound whose holders have to end first, 77 the policy refuses it, 78 the machine does.
 ///
 /// Example: xsk-broker explain --user alice eth0:2-4
 #[derive(Debug, clap::Args)]
@@ -61,7 +62,7 @@ pub fn run(args: &ExplainArgs) -> anyhow::Result<Exit> {
     Ok(match (explained.granted, explained.obstacle()) {
         (true, _) => Exit::Ok,
         (false, Some(obstacle)) if obstacle.what == LIMITS => Exit::Denied,
-        (false, Some(obstacle)) if obstacle.what == AUDIT_LOG => Exit::Busy,
+        (false, Some(obstacle)) if [AUDIT_LOG, LEFT_UNBOUND].contains(&&*obstacle.what) => Exit::Busy,
         (false, Some(_)) => Exit::Config,
         (false, None) => Exit::Denied,
     })
@@ -126,6 +127,7 @@ fn answer(explained: &Explained) -> String {
         (false, Some(obstacle)) => match obstacle.what.as_str() {
             LIMITS => "refused by a limit".to_owned(),
             AUDIT_LOG => "refused for now by the broker".to_owned(),
+            LEFT_UNBOUND => "refused for now by this machine (left unbound)".to_owned(),
             what => format!("refused by this machine ({what})"),
         },
     }

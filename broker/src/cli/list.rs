@@ -7,6 +7,7 @@ use super::exit::Exit;
 use super::output::{self, Sockets, duration};
 use super::table::{Column, layout};
 use crate::ascii;
+use crate::lease::named;
 
 /// List leases: all of them for root, one's own for others.
 ///
@@ -89,9 +90,10 @@ pub(super) fn notes_on(interface: &Interface) -> Vec<String> {
         ));
     }
     if let Some(lease) = interface.blocked_by {
+        let leases = [&[lease], &interface.blocked_by_others[..]].concat();
         notes.push(format!(
-            "{name}: no sockets that leave unbound until lease {lease} ends, which was taken over from the broker before without \
-             an fd of its sockets\n"
+            "{name}: no sockets that leave unbound until {}, taken over from the broker before without an fd of the sockets\n",
+            named::end_of(&leases)
         ));
     }
     notes

@@ -8,7 +8,7 @@ use super::{bound, first_beyond};
 use crate::device::Device;
 use crate::engine::Engine;
 use crate::error::{Error, chain};
-use crate::kernel::queue_lock::Unconfined;
+use crate::kernel::queue_lock::{TaintedBy, Unconfined};
 use crate::policy::{Terms, XdpSetting};
 use crate::{limit, zero_copy};
 
@@ -16,6 +16,8 @@ use crate::{limit, zero_copy};
 pub const LIMITS: &str = "limits";
 /// The look at who reads the audit log: it is no matter of the machine either, and of the moment.
 pub const AUDIT_LOG: &str = "audit log";
+/// The look at what a broker before has left unbound, which ends with its holders.
+pub const LEFT_UNBOUND: &str = "left unbound";
 
 /// Looks at what terms would be granted on. The first line that refuses is what a grant would say.
 pub fn outlook(engine: &mut Engine, terms: &Terms, uid: u32) -> Vec<Check> {
@@ -110,24 +112,28 @@ fn queue_lock(engine: &mut Engine, terms: &Terms, device: &Device) -> (QueueLock
         }
     };
     // Whose turn it is, is another matter the next moment; these two may last.
+    let unheld = match lock {
+        QueueLock::Placeholders => engine.leases.unheld(device.index),
+        QueueLock::Lsm | QueueLock::None => Vec::new(),
+    };
     let lasting = match lock {
-        QueueLock::Placeholders => {
-            let unheld = engine.leases.unheld(device.index);
-            unheld.map(|lease| Unconfined::Unheld(lease.id()))
+        _ if !unheld.is_empty() => Some(Unconfined::Unheld(unheld)),
+        QueueLock::None => None,
+        QueueLock::Placeholders | QueueLock::Lsm => {
+            engine.locks.tainted_by(device.index).map(Unconfined::Tainted)
         }
-        QueueLock::Lsm | QueueLock::None => None,
     };
-    let lasting = match lasting {
-        None if lock != QueueLock::None => engine.locks.tainted_by(device.index).map(Unconfined::Tainted),
-        lasting => lasting,
+    let Some(reason) = lasting else {
+        return (lock, fine(WHAT, lock.as_str()));
     };
-    match lasting {
-        Some(reason) => (
-            lock,
-            refused(WHAT, &unconfined(&device.name, terms.queues(), reason)),
-        ),
-        None => (lock, fine(WHAT, lock.as_str())),
-    }
+    let what = match reason {
+        Unconfined::Tainted(TaintedBy::File { .. }) | Unconfined::NotNow(_) => WHAT,
+        Unconfined::Tainted(TaintedBy::Process(_)) | Unconfined::Unheld(_) => LEFT_UNBOUND,
+    };
+    (
+        lock,
+        refused(what, &unconfined(&device.name, terms.queues(), reason)),
+    )
 }
 
 /// The XDP program, and in which mode it runs or would; `None`: that shows when it is attached.

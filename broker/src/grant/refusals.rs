@@ -6,7 +6,7 @@ use crate::audit::Event;
 use crate::device::Device;
 use crate::error::{Error, Failure};
 use crate::kernel::queue_lock::{NoRoom, NotNow, QueueLocks, TaintedBy, Unconfined};
-use crate::lease::Lease;
+use crate::lease::{Lease, named};
 use crate::policy::QueueLockSetting;
 use crate::quota;
 
@@ -140,26 +140,26 @@ pub(super) fn no_lock(interface: &InterfaceName, setting: QueueLockSetting, reas
 /// A socket cannot leave unbound now.
 pub(super) fn unconfined(name: &InterfaceName, queues: &QueueSet, reason: Unconfined) -> Error {
     let name = name.clone();
-    let busy = |retry_after_ms, message| {
+    let busy = |retry_after_ms: Option<u64>, message| {
         let queue = queues.iter().next().unwrap_or(0);
         Error::from(BrokerError::QueueBusy {
             interface: name.clone(),
             queue,
-            retry_after_ms: Some(retry_after_ms),
+            retry_after_ms,
             message,
         })
     };
     match reason {
         Unconfined::NotNow(NotNow::Turn) => busy(
-            20,
+            Some(20),
             format!(
                 "sockets of another lease of {name} are not bound yet, and under the lock `placeholders` only one lease at a \
                  time can have such; ask again"
             ),
         ),
-        Unconfined::NotNow(NotNow::Leaving(queue)) => busy(10, leaving(&name, queue)),
+        Unconfined::NotNow(NotNow::Leaving(queue)) => busy(Some(10), leaving(&name, queue)),
         Unconfined::NotNow(NotNow::NoRoom(no_room)) if no_room.is_for_now() => busy(
-            20,
+            Some(20),
             format!(
                 "the placeholders of {name} take {} fds, and {}; ask again when other devices' are gone",
                 no_room.wanted,
@@ -181,38 +181,39 @@ pub(super) fn unconfined(name: &InterfaceName, queues: &QueueSet, reason: Unconf
             .into()
         }
         Unconfined::NotNow(NotNow::Failed(failure)) => super::of_device(&name, failure),
-        Unconfined::Unheld(lease) => {
+        Unconfined::Unheld(leases) => {
+            let leases: Vec<u64> = leases.iter().map(|lease| lease.0).collect();
             let message = format!(
-                "{name} gives no sockets that leave unbound until lease {lease} ends: it was taken over from the broker before, \
-                 without an fd of its sockets, and placeholders cannot hold their queues when its holder lets go. Kind `bound` is \
-                 granted; `queue-lock = \"lsm\"` or a service manager that keeps fds (FileDescriptorStoreMax=) avoids this"
+                "{name} gives no sockets that leave unbound until {}: taken over from the broker before without an fd of the \
+                 sockets, so that placeholders cannot hold the queues when a holder lets go. Kind `bound` is granted; `queue-lock = \
+                 \"lsm\"` or a service manager that keeps fds (FileDescriptorStoreMax=) avoids this",
+                named::end_of(&leases)
             );
-            BrokerError::DeviceUnavailable {
-                interface: name,
-                message,
-            }
-            .into()
+            busy(None, message)
         }
         Unconfined::Tainted(by) => {
-            let until = match by {
-                TaintedBy::Process(_) => {
-                    "the process that has it is gone, which the operator sees in `status`".to_owned()
-                }
-                TaintedBy::File { path, .. } => format!(
-                    "the operator has seen that no process has it any more, and removed {}, which is damaged and does not say \
-                     which process that is",
-                    path.display()
-                ),
-            };
-            let message = format!(
-                "a broker that crashed had handed out a socket of {name} that may still be unbound: no more of this kind until \
-                 {until}"
+            let no_more = format!(
+                "a broker that crashed had handed out a socket of {name} that may still be unbound: no more of this kind until"
             );
-            BrokerError::DeviceUnavailable {
-                interface: name,
-                message,
+            match by {
+                TaintedBy::Process(_) => busy(
+                    None,
+                    format!("{no_more} the process that has it is gone, which the operator sees in `status`"),
+                ),
+                // No waiting cures this.
+                TaintedBy::File { path, .. } => {
+                    let message = format!(
+                        "{no_more} the operator has seen that no process has it any more, and removed {}, which is damaged and \
+                         does not say which process that is",
+                        path.display()
+                    );
+                    BrokerError::DeviceUnavailable {
+                        interface: name,
+                        message,
+                    }
+                    .into()
+                }
             }
-            .into()
         }
     }
 }

@@ -65,18 +65,20 @@ impl Leases {
         self.last_taken_over = self.last_id;
     }
 
-    /// A living lease of a device of whose sockets we have no fd, because another broker made them: no placeholder could
-    /// take over its queue in the moment when its holder lets go.
+    /// The living leases of a device of whose sockets we have no fd, because another broker made them: no placeholder could
+    /// take over their queues in the moment when a holder lets go.
     ///
     /// One that lingers does not count: nobody is granted its queue while its holder keeps the socket, and what takes the
     /// queue then is as after any other lease's end (SECURITY.md, "Placeholders do not hold what is not theirs").
-    pub fn unheld(&self, index: u32) -> Option<&Lease> {
+    pub fn unheld(&self, index: u32) -> Vec<LeaseId> {
         let theirs = ..=LeaseId(self.last_taken_over);
         self.by_id
             .range(theirs)
             .map(|(_, lease)| lease)
             .filter(|lease| lease.device().index == index && lease.is_live())
-            .find(|lease| lease.sockets.iter().any(|leased| leased.socket.is_none()))
+            .filter(|lease| lease.sockets.iter().any(|leased| leased.socket.is_none()))
+            .map(Lease::id)
+            .collect()
     }
 }
 

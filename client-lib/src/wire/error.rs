@@ -25,7 +25,8 @@ pub enum BrokerError {
         /// For people.
         message: String,
     },
-    /// A queue is held by another lease, or the kernel has not let go of it yet.
+    /// A queue is held by another lease, or the kernel has not let go of it yet, or sockets that a broker before has left
+    /// unbound hold the device back until their holders end.
     #[error("{message}")]
     #[serde(rename = "org.xskbroker.Broker.QueueBusy", rename_all = "camelCase")]
     QueueBusy {

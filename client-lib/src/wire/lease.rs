@@ -191,6 +191,9 @@ pub struct Interface {
     /// there are several, the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked_by: Option<u64>,
+    /// The others, which have to end as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocked_by_others: Vec<u64>,
     /// Queues that are held now.
     pub held: Vec<u32>,
     /// Why nothing more is granted there, where its XDP program is attached otherwise than the policy in force wants it.

@@ -64,8 +64,8 @@ pub enum Unconfined {
     NotNow(NotNow),
     /// Not until a process has gone that has a socket of a broker that crashed.
     Tainted(TaintedBy),
-    /// Not while this lease lives, of whose sockets the broker has no fd.
-    Unheld(LeaseId),
+    /// Not while these leases live, of whose sockets the broker has no fd.
+    Unheld(Vec<LeaseId>),
 }
 
 impl<E: Into<NotNow>> From<E> for Unconfined {
