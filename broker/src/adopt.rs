@@ -93,7 +93,7 @@ pub fn take_over(engine: &mut Engine, heritage: Heritage) -> Vec<Adopted> {
     reload::weigh_all(engine);
     if !adopted.is_empty() {
         let devices = engine.redirects.len();
-        tracing::info!("took over {} leases on {devices} devices", adopted.len());
+        tracing::info!("took over leases: {}, devices: {devices}", adopted.len());
     }
     adopted
 }
@@ -133,9 +133,11 @@ fn refuse(engine: &Engine, heritage: &Heritage) {
 /// Takes down what is of no use.
 fn take_down(engine: &Engine, heritage: &Heritage) {
     for (index, why) in &heritage.useless {
+        let name = heritage.names.get(index).map(ToString::to_string);
+        let name = name.unwrap_or_else(|| format!("ifindex {index}"));
         match engine.pins.take_down(*index) {
-            Ok(()) => tracing::warn!(ifindex = index, "took down what another broker had left: {why}"),
-            Err(failure) => tracing::error!(ifindex = index, "{}", chain(&failure)),
+            Ok(()) => tracing::warn!("{name}: took down what another broker had left: {why}"),
+            Err(failure) => tracing::error!("{name}: {}", chain(&failure)),
         }
     }
 }
@@ -176,21 +178,25 @@ fn take_program(engine: &mut Engine, device: &Device, program: PinnedProgram) {
     engine.redirects.insert(device.index, redirect);
 }
 
-/// No lease goes without a word.
+/// No lease goes without a word. What its holder did not end is a warning.
 fn tell(record: &Record, fate: &Fate) {
-    let (becomes, why) = match fate {
-        Fate::GoesOn { .. } | Fate::Lingers { .. } => return,
-        Fate::Ends { why, .. } => ("ends", why),
-        Fate::Gone { why, .. } => ("is no more", why),
-        Fate::Elsewhere { why } => ("is left as it is", why),
-    };
-    tracing::info!(
-        lease = record.lease,
-        interface = %record.interface,
-        queues = %record.terms.queues(),
-        holder = record.holder.pid,
-        "a lease of the broker before {becomes}: {why}"
+    let lease = format!(
+        "lease {} of {}:{}, holder pid {}",
+        record.lease,
+        record.interface,
+        record.terms.queues(),
+        record.holder.pid
     );
+    match fate {
+        Fate::GoesOn { .. } | Fate::Lingers { .. } => {}
+        Fate::Ends {
+            holder: None, why, ..
+        } => tracing::info!("{lease}, ends: {why}"),
+        Fate::Ends { why, .. } => tracing::warn!("{lease}, ends: {why}"),
+        Fate::Gone { why, .. } => tracing::warn!("{lease}, is no more: {why}"),
+        Fate::Elsewhere { why } => tracing::warn!("{lease}, is left as it is: {why}"),
+        Fate::PinnedElsewhere { why } => tracing::error!("{lease}, is left as it is: {why}"),
+    }
 }
 
 /// What has become of a lease.
@@ -207,7 +213,7 @@ fn resume(engine: &mut Engine, record: &Record, fate: Fate) -> Resumed {
         Fate::GoesOn { holder, .. } => (Some(holder), None),
         Fate::Ends { holder, reason, .. } | Fate::Lingers { holder, reason } => (holder, Some(reason)),
         Fate::Gone { reason, .. } => return Resumed::Gone(reason),
-        Fate::Elsewhere { .. } => return Resumed::Elsewhere,
+        Fate::PinnedElsewhere { .. } | Fate::Elsewhere { .. } => return Resumed::Elsewhere,
     };
     let holder = Arc::new(holder.unwrap_or_else(|| record.holder.gone()));
     let (watch, ended) = oneshot::channel();

@@ -86,6 +86,7 @@ fn where_a_start_would_be_refused_it_is_refused_alike() {
     };
     let own = broker.uid().to_string();
     world.write("file", "", 0o644).unwrap();
+    std::fs::create_dir(world.path("no-bpffs")).unwrap();
     for (uid, run_dir, bpf_dir, words) in [
         (
             "64099",
@@ -111,11 +112,31 @@ fn where_a_start_would_be_refused_it_is_refused_alike() {
             "/run/xsk-broker",
             "is not on a BPF file system",
         ),
+        // A mount that somebody has forgotten: neither is there.
+        (
+            &*own,
+            "/run/xsk-broker",
+            "/run/no-bpffs/xsk-broker",
+            "is not on a BPF file system: mount one",
+        ),
+        (
+            &*own,
+            "/run/xsk-broker",
+            "/run/none/xsk-broker",
+            "is not on a BPF file system: mount one",
+        ),
+        (
+            &*own,
+            "/run/none/xsk-broker",
+            "/run/bpf/xsk-broker",
+            "cannot make /run/none/xsk-broker",
+        ),
     ] {
         let output = dry_run_of(uid, run_dir, bpf_dir);
         assert_eq!((output.code, &*output.stdout), (Some(78), ""), "{output:?}");
         assert!(output.stderr.contains(words), "{words}: {output:?}");
     }
+    assert!(!world.path("no-bpffs/xsk-broker").exists());
     let output = cli(&world, Some(&alice.user()), &["serve", "--dry-run"]).unwrap();
     assert_eq!(output.code, Some(77), "{output:?}");
 }

@@ -224,6 +224,11 @@ pub(crate) fn record(world: &World, lease: u64) -> PathBuf {
 
 /// `serve --dry-run` as that broker would be started.
 pub(crate) fn dry_run(world: &World, broker: &BrokerProcess<'_>, more: &[&str]) -> Output {
+    dry_run_by(world, broker, "/run/bpf/xsk-broker", more)
+}
+
+/// The same with another `--bpf-dir`.
+pub(crate) fn dry_run_by(world: &World, broker: &BrokerProcess<'_>, bpf_dir: &str, more: &[&str]) -> Output {
     let uid = broker.uid().to_string();
     let arguments = [
         "serve",
@@ -233,7 +238,7 @@ pub(crate) fn dry_run(world: &World, broker: &BrokerProcess<'_>, more: &[&str]) 
         "--run-dir",
         "/run/xsk-broker",
         "--bpf-dir",
-        "/run/bpf/xsk-broker",
+        bpf_dir,
         "--user",
         &uid,
     ];
@@ -242,13 +247,12 @@ pub(crate) fn dry_run(world: &World, broker: &BrokerProcess<'_>, more: &[&str]) 
 
 /// `purge` of what a broker with the default paths has left.
 pub(crate) fn purge(world: &World, more: &[&str]) -> Output {
-    let arguments = [
-        "purge",
-        "--run-dir",
-        "/run/xsk-broker",
-        "--bpf-dir",
-        "/run/bpf/xsk-broker",
-    ];
+    purge_by(world, "/run/bpf/xsk-broker", more)
+}
+
+/// The same with another `--bpf-dir`.
+pub(crate) fn purge_by(world: &World, bpf_dir: &str, more: &[&str]) -> Output {
+    let arguments = ["purge", "--run-dir", "/run/xsk-broker", "--bpf-dir", bpf_dir];
     cli(world, None, &[&arguments, more].concat()).unwrap()
 }
 

@@ -29,6 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
     name: String,
+    pins: String,
 }
 
 impl Paths {
@@ -36,6 +37,7 @@ impl Paths {
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
+            pins: name.to_owned(),
         }
     }
 
@@ -46,7 +48,7 @@ impl Paths {
 
     /// `--bpf-dir`
     pub fn bpf_dir(&self) -> PathBuf {
-        Path::new("/run/bpf").join(&self.name)
+        Path::new("/run/bpf").join(&self.pins)
     }
 
     /// `--socket`
@@ -204,6 +206,11 @@ impl<'w> BrokerProcess<'w> {
     /// The uid that it runs as.
     pub fn uid(&self) -> u32 {
         self.uid.number()
+    }
+
+    /// Has it started with another `--bpf-dir` from now on, by the name in the file system.
+    pub fn will_pin_in(&mut self, name: &str) {
+        name.clone_into(&mut self.builder.paths.pins);
     }
 
     /// Its process: pid, audit lines (standard output), log (standard error), signals.

@@ -7,6 +7,7 @@ use xsk_client::wire::{BrokerError, NoWish, ServiceError};
 use xsk_client::{CallError, MemlockTooLow};
 
 use super::place::{InUse, NoDirectory, NotRoot};
+use super::purge::PinnedElsewhere;
 use super::qemu::Misplaced;
 use crate::kernel::pins::PinDirectoryError;
 use crate::policy::PolicyError;
@@ -62,7 +63,7 @@ pub fn of_error(error: &anyhow::Error) -> Exit {
         }
         None if error.is::<NotRoot>() => Exit::Denied,
         None if error.is::<InUse>() => Exit::Busy,
-        None if error.is::<NoDirectory>() => Exit::Config,
+        None if error.is::<NoDirectory>() || error.is::<PinnedElsewhere>() => Exit::Config,
         None if let Some(error) = error.downcast_ref::<PinDirectoryError>() => match error {
             PinDirectoryError::InUse(_) => Exit::Busy,
             PinDirectoryError::Failed(_) => Exit::Failed,

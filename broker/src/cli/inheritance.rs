@@ -49,10 +49,16 @@ impl<'a> Outlook<'a> {
                 place::check_owner(run_dir, account)?;
                 Some(RunDirectory::open(run_dir)?)
             }
-            false => None,
+            false => {
+                place::check_parent(run_dir)?;
+                None
+            }
         };
         let pins = PinDirectory::open(bpf_dir)?;
-        pins.as_ref().map_or(Ok(()), |pins| pins.check_owner(account))?;
+        match &pins {
+            Some(pins) => pins.check_owner(account)?,
+            None => PinDirectory::check_parent(bpf_dir)?,
+        }
         let taints = directory.as_ref().map(queue_lock::look_for_taints).transpose()?;
         Ok(Self {
             heritage: Heritage::find(run_dir, pins.as_ref(), judge)?,
@@ -251,7 +257,7 @@ fn lease(record: &Record, fate: &Fate, probe: &mut QueueProbe) -> Piece {
                 end::word(*reason)
             ),
         ),
-        Fate::Elsewhere { why } => of(Action::Leave, why.clone()),
+        Fate::PinnedElsewhere { why } | Fate::Elsewhere { why } => of(Action::Leave, why.clone()),
     }
 }
 

@@ -147,6 +147,21 @@ pub(super) fn check_owner(run_dir: &Path, account: Account) -> anyhow::Result<()
     Ok(())
 }
 
+/// Sees that a run directory could be made, without making it.
+///
+/// # Errors
+///
+/// That there is nothing to make it in.
+pub(super) fn check_parent(run_dir: &Path) -> anyhow::Result<()> {
+    let parent = run_dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let found = fs::metadata(parent).and_then(|found| match found.is_dir() {
+        true => Ok(()),
+        false => Err(io::ErrorKind::NotADirectory.into()),
+    });
+    found.with_context(|| format!("cannot make {}", run_dir.display()))
+}
+
 /// Keeps every other broker, and `purge`, from a run directory until the file is closed.
 ///
 /// # Errors

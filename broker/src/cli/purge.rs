@@ -16,7 +16,7 @@ use crate::kernel::pins::PinDirectory;
 use crate::kernel::queue_lock::{self, FoundTaint, TaintedBy};
 use crate::numbers::LOCK_FILE;
 use crate::record::{BEGINNING, MOST_BYTES, Record};
-use crate::run_dir::RunDirectory;
+use crate::run_dir::{RunDirectory, boot_id};
 
 /// Take down what a broker has left: XDP programs, maps, records of leases, sockets. For root, while no broker runs.
 ///
@@ -24,7 +24,7 @@ use crate::run_dir::RunDirectory;
 /// except in zero-copy mode, and can transmit until they close their sockets.
 ///
 /// While a broker runs it exits 75, with --dry-run too; for who is not root 77; where a directory is no directory, or not on a
-/// BPF file system, 78. Nothing to take down, or no such directory, is no failure.
+/// BPF file system, or a device of a lease runs its program still and it is pinned in another directory, 78. Nothing to take down, or no such directory, is no failure.
 ///
 /// Example: xsk-broker purge --dry-run
 #[derive(Debug, clap::Args)]
@@ -43,6 +43,20 @@ pub struct PurgeArgs {
 
     /// Where XDP programs are pinned
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/xsk-broker")]
+    bpf_dir: PathBuf,
+}
+
+/// Its records would go, and their device's program stay.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{interface} runs a broker's XDP program, by lease {lease}'s record, and nothing is pinned for it in {}: name the directory in \
+     which that broker had it pinned with --bpf-dir. Where there is none any more, `bpftool link` shows the link, and \
+     `bpftool link detach` takes the program down",
+    bpf_dir.display()
+)]
+pub(super) struct PinnedElsewhere {
+    interface: String,
+    lease: u64,
     bpf_dir: PathBuf,
 }
 
@@ -78,6 +92,9 @@ pub fn run(args: &PurgeArgs) -> anyhow::Result<Exit> {
     if let (Some(pins), false) = (&pins, args.dry_run) {
         pins.lock()?;
     }
+    if let Some(directory) = &directory {
+        check_pins(directory, pins.as_ref(), args)?;
+    }
     let mut pieces = Vec::new();
     if let Some(pins) = &pins {
         programs(pins, args, &mut pieces)?;
@@ -87,6 +104,34 @@ pub fn run(args: &PurgeArgs) -> anyhow::Result<Exit> {
     }
     piece::print(&pieces, args.json)?;
     Ok(Exit::Ok)
+}
+
+/// Sees that what the records speak of is pinned here, if it is attached still: before anything goes.
+fn check_pins(directory: &RunDirectory, pins: Option<&PinDirectory>, args: &PurgeArgs) -> anyhow::Result<()> {
+    let boot = boot_id()?;
+    for name in directory.names(BEGINNING)? {
+        if RunDirectory::is_unfinished(&name) || Record::before_aside(&name).is_some() {
+            continue;
+        }
+        let text = directory.read(&name, MOST_BYTES).map(|file| file.text);
+        let Ok(record) = Record::decode(&name, &text.unwrap_or_default()) else {
+            continue;
+        };
+        let index = record.interface_index;
+        let is_pinned = pins.map_or(Ok(false), |pins| pins.has(index))?;
+        if record.boot == boot && !is_pinned && pinned::runs_ours(index) {
+            let devices = netlink::devices().context("cannot ask the kernel for its devices")?;
+            let now = devices.into_iter().find(|(_, link)| link.index == index);
+            let interface = now.map_or(record.interface, |(name, _)| name);
+            return Err(PinnedElsewhere {
+                interface: interface.to_string(),
+                lease: record.lease,
+                bpf_dir: args.bpf_dir.clone(),
+            }
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// Programs come first: from then on no packet goes to a holder.

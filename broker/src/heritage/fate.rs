@@ -5,7 +5,7 @@ use xsk_client::wire::{EndReason, QueueLock};
 use super::{Devices, Judge};
 use crate::device::Device;
 use crate::identity::Process;
-use crate::kernel::pinned::PinnedProgram;
+use crate::kernel::pinned::{self, PinnedProgram};
 use crate::record::{Record, Stage};
 
 /// What becomes of it.
@@ -39,6 +39,11 @@ pub enum Fate {
         /// Why it has ended.
         reason: EndReason,
         /// In words.
+        why: String,
+    },
+    /// Its device runs a broker's program that is pinned in another directory: it is left as it is.
+    PinnedElsewhere {
+        /// Why, and what to do, in words.
         why: String,
     },
     /// It is left as it is, with what is pinned for its device.
@@ -138,6 +143,15 @@ pub(super) fn without_program(record: &Record, devices: &Devices) -> Fate {
     };
     let what = match devices.useless.get(&index) {
         Some(what) => what,
+        None if pinned::runs_ours(index) => {
+            return Fate::PinnedElsewhere {
+                why: format!(
+                    "{name} runs a broker's XDP program, and nothing is pinned for it in this --bpf-dir: was the broker before \
+                     started with another --bpf-dir? Start with that one to take the lease over; by this one nothing is \
+                     granted on {name}"
+                ),
+            };
+        }
         None => "nothing is pinned for it",
     };
     Fate::Gone {

@@ -52,6 +52,14 @@ struct ObjGetInfo {
     info: u64,
 }
 
+/// The same for BPF_PROG_GET_FD_BY_ID.
+#[repr(C)]
+struct GetById {
+    id: u32,
+    next_id: u32,
+    flags: u32,
+}
+
 /// The beginning of `struct bpf_link_info`, with its variant for XDP.
 #[repr(C)]
 #[derive(Default)]
@@ -84,6 +92,7 @@ struct RawProgramInfo {
 
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
@@ -238,6 +247,23 @@ pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     };
     // SAFETY: BPF_OBJ_GET reads the same members; its path is a C string that lives across the call.
     let fd = unsafe { bpf(BPF_OBJ_GET, &mut attributes)? };
+    // SAFETY: the kernel has just made this fd for us, CLOEXEC as every BPF fd; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Opens a program by its id.
+///
+/// # Errors
+///
+/// ENOENT; EPERM for who is not root.
+pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attributes = GetById {
+        id,
+        next_id: 0,
+        flags: 0,
+    };
+    // SAFETY: GetById is what BPF_PROG_GET_FD_BY_ID reads.
+    let fd = unsafe { bpf(BPF_PROG_GET_FD_BY_ID, &mut attributes)? };
     // SAFETY: the kernel has just made this fd for us, CLOEXEC as every BPF fd; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

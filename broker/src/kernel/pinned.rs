@@ -65,6 +65,22 @@ pub fn look(pins: &PinDirectory, index: u32) -> Found {
     }
 }
 
+/// Whether a device of this network namespace runs a broker's XDP program, wherever that is pinned. For root; a program that
+/// cannot be looked at counts as one.
+pub fn runs_ours(index: u32) -> bool {
+    let attached = netlink::link_of(index).ok().and_then(|link| link.xdp);
+    let Some((_, id)) = attached else {
+        return false;
+    };
+    match bpf_link::program_by_id(id) {
+        Ok(program) => bpf_link::program_info(program.as_fd())
+            .ok()
+            .flatten()
+            .is_none_or(|info| info.name == xdp_ebpf::PROGRAM),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
+}
+
 fn whole(pins: &PinDirectory, index: u32) -> Result<PinnedProgram, Found> {
     let open = |pinned: Pinned| {
         let name = pinned.name(index);

@@ -226,6 +226,21 @@ impl PinDirectory {
         }
     }
 
+    /// Sees that one could be made there, without making it.
+    ///
+    /// # Errors
+    ///
+    /// [`PinDirectoryError::NoBpffs`].
+    pub fn check_parent(path: &Path) -> Result<(), PinDirectoryError> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        match rustix::fs::statfs(parent) {
+            Ok(file_system) if file_system.f_type == BPF_FS_MAGIC => Ok(()),
+            Ok(_) | Err(rustix::io::Errno::NOENT) => Err(PinDirectoryError::NoBpffs(path.to_owned())),
+            Err(errno) => Err(Failure::kernel("statfs", parent.display(), errno).into()),
+        }
+    }
+
     /// The names in it, sorted.
     ///
     /// # Errors
