@@ -22,6 +22,7 @@ use crate::kernel::queue_lock::{NotNow, Unconfined};
 use crate::kernel::queue_probe::QueueUse;
 use crate::kernel::redirect::{Redirect, Takeover};
 use crate::lease::{Lease, LeaseId, LeasedSocket};
+use crate::misfit;
 use crate::record::{Record, RecordedSocket, Stage};
 use crate::reload;
 
@@ -91,6 +92,7 @@ pub fn take_over(engine: &mut Engine, heritage: Heritage) -> Vec<Adopted> {
         }
     }
     reload::weigh_all(engine);
+    misfit::tell_all(engine);
     if !adopted.is_empty() {
         let devices = engine.redirects.len();
         tracing::info!("took over leases: {}, devices: {devices}", adopted.len());

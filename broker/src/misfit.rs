@@ -110,15 +110,29 @@ pub fn look_again(engine: &mut Engine) {
     }
 }
 
+/// Tells of all that there are, after a start: what a broker before has told is in no log of this one.
+pub fn tell_all(engine: &Engine) {
+    let indexes: BTreeSet<u32> = engine.misfits.why.keys().copied().collect();
+    indexes.into_iter().for_each(|index| tell(engine, index));
+}
+
 fn tell(engine: &Engine, index: u32) {
     let (Some(now), Some(redirect)) = (engine.links.get(index), engine.redirects.get(&index)) else {
         return;
     };
+    let name = &now.name;
     let message = match engine.misfits.get(index) {
-        Some(why) => format!("{why}: nothing more is granted there"),
-        None => "as the policy wants it again".to_owned(),
+        Some(why) => {
+            let message = format!("{why}: nothing more is granted there");
+            tracing::warn!("{name}: {message}");
+            message
+        }
+        None => {
+            let message = "as the policy wants it again".to_owned();
+            tracing::info!("{name}: {message}");
+            message
+        }
     };
-    tracing::warn!("{}: {message}", now.name);
     let line = Line::new(Event::DeviceChanged).device(&now.name, redirect.mode());
     engine.audit.write(&line.message(&message));
 }

@@ -4,14 +4,15 @@
 //! another name (`links.rs`) or whose program does not fit any more (`misfit.rs`), a socket that is seen bound
 //! (`grant/activate.rs`). What comes out is told to whoever follows the lease, and to the audit log.
 
-use xsk_client::wire::{BindMode, Change, LeaseState, QueueLock, SocketKind};
+use xsk_client::wire::{BindMode, Change, InterfaceName, LeaseState, QueueLock, SocketKind};
 
 use crate::audit::{Event, Line};
 use crate::engine::Engine;
+use crate::identity::Subject;
 use crate::kernel::queue_lock::QueueLocks;
 use crate::lease::{Lease, LeaseId, LeasedSocket};
 use crate::misfit::Misfits;
-use crate::policy::Policy;
+use crate::policy::{Policy, Refusal, StillGiven, Terms};
 
 /// Why the policy in force would not give a lease, in the words for each of its readers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,30 +69,63 @@ fn weigh_one(engine: &mut Engine, id: LeaseId, untold: impl Fn(&Lease) -> bool) 
     engine.audit.write(&line.lease(lease));
 }
 
+/// What is held, as far as it is the same for a lease and for the record of one.
+#[derive(Debug)]
+pub struct Held<'a> {
+    /// Who has asked for it.
+    pub subject: &'a Subject,
+    /// What was granted.
+    pub terms: &'a Terms,
+    /// The name of its device now.
+    pub interface: &'a InterfaceName,
+    /// Why the device's program does not fit, if it does not.
+    pub misfit: Option<&'a str>,
+    /// In which mode which queue is bound, as far as that was seen.
+    pub modes: &'a [(u32, BindMode)],
+}
+
+impl Held<'_> {
+    /// Whether the policy would give it.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub fn weigh(&self, policy: &Policy) -> Result<StillGiven, Objection> {
+        let refused = |refusal: Box<Refusal>| Objection {
+            for_operator: refusal.reason_for_operator(),
+            for_peer: refusal.message_for_peer(),
+        };
+        let given = policy
+            .still_gives(self.subject, self.terms, self.interface)
+            .map_err(refused)?;
+        if let Some(why) = self.misfit {
+            return Err(Objection::of_own_rule(format!("{}: {why}", self.interface)));
+        }
+        let wrong_mode = self.modes.iter().find(|(_, mode)| !given.zero_copy.admits(*mode));
+        match wrong_mode {
+            Some((queue, mode)) => Err(Objection::of_own_rule(format!(
+                "rule {} has `zero-copy = \"{}\"`, and queue {queue} is bound in {mode} mode",
+                given.rule, given.zero_copy
+            ))),
+            None => Ok(given),
+        }
+    }
+}
+
 /// What the policy has against a lease, if anything.
 fn objection(policy: &Policy, locks: &QueueLocks, misfits: &Misfits, lease: &Lease) -> Option<Objection> {
     let name = &lease.device().name;
-    let given = match policy.still_gives(&lease.requester().subject, lease.terms(), name) {
-        Ok(given) => given,
-        Err(refusal) => {
-            return Some(Objection {
-                for_operator: refusal.reason_for_operator(),
-                for_peer: refusal.message_for_peer(),
-            });
-        }
+    let held = Held {
+        subject: &lease.requester().subject,
+        terms: lease.terms(),
+        interface: name,
+        misfit: misfits.get(lease.device().index),
+        modes: &modes(lease),
     };
-    if let Some(why) = misfits.get(lease.device().index) {
-        return Some(Objection::of_own_rule(format!("{name}: {why}")));
-    }
-    let wrong_mode = modes(lease)
-        .into_iter()
-        .find(|(_, mode)| !given.zero_copy.admits(*mode));
-    if let Some((queue, mode)) = wrong_mode {
-        return Some(Objection::of_own_rule(format!(
-            "rule {} has `zero-copy = \"{}\"`, and queue {queue} is bound in {mode} mode",
-            given.rule, given.zero_copy
-        )));
-    }
+    let given = match held.weigh(policy) {
+        Ok(given) => given,
+        Err(why) => return Some(why),
+    };
     let is_out_unbound =
         lease.state == LeaseState::HandedOver && lease.terms().sockets() != SocketKind::Bound;
     let is_locked = lease.queue_lock() != QueueLock::None

@@ -2,10 +2,11 @@
 //! back.
 
 use e2e::broker::{BrokerProcess, cli};
+use e2e::netlink::LinkState as Set;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 
-use crate::lease_scene::{allow, leases, wait_until};
+use crate::lease_scene::{PATIENCE, allow, leases, wait_until};
 use crate::puppet::Puppet;
 use crate::restart_scene::{dry_run, pieces};
 
@@ -174,6 +175,35 @@ fn what_would_be_held_back_is_told() {
         .unwrap();
     let misfit = why("program");
     assert!(misfit.contains("carries a default route"), "{misfit}");
+    // A start says the same of the lease, and of the device.
+    let told = pieces(&dry_run(&world, &broker, &["--json"]));
+    let (action, of_lease) = &told[&("lease".to_owned(), lease.to_string())];
+    assert_eq!(action, "take-over");
+    broker.restart().unwrap();
+    let not_allowed = leases(&broker)[0].not_allowed.clone().unwrap();
+    assert!(
+        not_allowed.starts_with("eth0: it carries a default route"),
+        "{not_allowed}"
+    );
+    assert!(of_lease.ends_with(&not_allowed), "{of_lease}");
+    let is_told = |line: &str| {
+        let all = [
+            "WARN",
+            "eth0: it carries a default route",
+            ": nothing more is granted there",
+        ];
+        all.iter().all(|words| line.contains(words)).then_some(())
+    };
+    broker.process().wait_stderr(PATIENCE, is_told).unwrap();
+    // With the device goes the route. That is no trouble.
+    world.netlink(Side::Host).set_link(index, Set::Down).unwrap();
+    let is_told = |line: &str| {
+        let all = ["INFO", "eth0: as the policy wants it again"];
+        all.iter().all(|words| line.contains(words)).then_some(())
+    };
+    broker.process().wait_stderr(PATIENCE, is_told).unwrap();
+    world.netlink(Side::Host).set_link(index, Set::Up).unwrap();
+    broker.kill().unwrap();
     // A process that has an unbound socket.
     broker
         .write_policy(&policy("placeholders", "uplink = true", &alice))

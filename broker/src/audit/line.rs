@@ -37,7 +37,8 @@ pub enum Event {
     Transferred,
     /// An ended lease's queues and charges are free again: the kernel has let go of them, or their device is gone.
     Freed,
-    /// A device that has our program was set up or down, renamed, or got another MTU.
+    /// A device that has our program was set up or down, renamed, or got another MTU; or the program does not fit the policy, as
+    /// a start has found too, or fits it again.
     DeviceChanged,
     /// The XDP program was attached to a device.
     Attached,

@@ -6,6 +6,8 @@ use super::{Devices, Judge};
 use crate::device::Device;
 use crate::identity::Process;
 use crate::kernel::pinned::{self, PinnedProgram};
+use crate::misfit;
+use crate::objection::Held;
 use crate::record::{Record, Stage};
 
 /// What becomes of it.
@@ -99,10 +101,19 @@ pub(super) fn of(
         };
     }
     let terms = judge.policy.resume(&device.name, &record.terms);
-    let given = judge
-        .policy
-        .still_gives(&record.requester.subject(), &terms, &device.name);
-    let not_allowed = given.err().map(|refusal| refusal.reason_for_operator());
+    let misfit = misfit::misfit(judge.policy, &device.name, program.mode);
+    let modes = record
+        .sockets
+        .iter()
+        .filter_map(|socket| Some((socket.queue, socket.mode?)));
+    let held = Held {
+        subject: &record.requester.subject(),
+        terms: &terms,
+        interface: &device.name,
+        misfit: misfit.as_deref(),
+        modes: &Vec::from_iter(modes),
+    };
+    let not_allowed = held.weigh(judge.policy).err().map(|why| why.for_operator);
     Fate::GoesOn { holder, not_allowed }
 }
 
