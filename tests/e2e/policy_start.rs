@@ -1,8 +1,13 @@
 //! A broker with a wrong policy, or in a wrong place, never starts: exit code 78, and words that say what to do.
 
-use e2e::broker::{BrokerProcess, Output, Paths, cli};
+use std::process::Command;
+
+use e2e::broker::{BrokerProcess, Output, Paths, cli, start_cli};
+use e2e::process::Process;
+use e2e::raw_client::PATIENCE;
 use e2e::uids::{Uid, User};
-use e2e::world::World;
+use e2e::world::{Side, World};
+use rustix::process::Signal;
 
 use crate::scene::{EVERY_INTERFACE, Scene, tenant_rule};
 
@@ -191,6 +196,33 @@ fn two_brokers_never_share_their_directories() {
     assert!(!world.path("second").exists());
     // The first one's sockets are still its own: it is asked over them.
     scene.finish();
+}
+
+/// What is said to be missing is all that is.
+#[test]
+fn the_mount_that_it_names_is_one_that_it_starts_with() {
+    let world = World::new().unwrap();
+    world
+        .write("x.toml", &(tenant_rule(64_099) + EVERY_INTERFACE), 0o644)
+        .unwrap();
+    let elsewhere = ["--user", "64099", "--bpf-dir", "/run/of/its/own"];
+    let told = serve(&world, None, "x", &elsewhere);
+    let command = "mkdir -p /run/of/its/own && mount -t bpf bpf /run/of/its/own";
+    refuses(&told, &[command]);
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", command]);
+    let mut shell = Process::spawn(world.namespace(Side::Host), None, shell).unwrap();
+    assert!(shell.wait(PATIENCE).unwrap().success(), "{}", shell.last_words());
+    let policy = ["serve", "--policy", "/run/x.toml", "--run-dir", "/run/x"];
+    let mut broker = start_cli(&world, None, &[&policy[..], &elsewhere].concat()).unwrap();
+    let serves = |line: &str| line.contains("\"started\"").then_some(());
+    broker.wait_stdout(PATIENCE, serves).unwrap();
+    broker.signal(Signal::TERM).unwrap();
+    assert!(
+        broker.wait(PATIENCE).unwrap().success(),
+        "{}",
+        broker.last_words()
+    );
 }
 
 #[test]

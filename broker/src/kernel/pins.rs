@@ -84,7 +84,7 @@ pub struct PinDirectory {
 #[derive(Debug, thiserror::Error)]
 pub enum PinDirectoryError {
     /// Its parent is no bpffs.
-    #[error("{} is not on a BPF file system: mount one with `mount -t bpf bpf /sys/fs/bpf`, or name another directory with --bpf-dir", .0.display())]
+    #[error("{} is not on a BPF file system: mount one with `{}`, or name another directory with --bpf-dir", .0.display(), mount_for(.0))]
     NoBpffs(PathBuf),
     /// It is there and somebody else's.
     #[error("{} belongs to uid {owner}: another broker's? Name another directory with --bpf-dir", path.display())]
@@ -100,6 +100,15 @@ pub enum PinDirectoryError {
     /// A system call.
     #[error(transparent)]
     Failed(#[from] Failure),
+}
+
+/// What makes a BPF file system for it. Elsewhere than in its usual place nothing may be hidden by that but the directory itself.
+fn mount_for(path: &Path) -> String {
+    const USUAL: &str = "/sys/fs/bpf";
+    match path.starts_with(USUAL) {
+        true => format!("mount -t bpf bpf {USUAL}"),
+        false => format!("mkdir -p {0} && mount -t bpf bpf {0}", path.display()),
+    }
 }
 
 impl PinDirectory {
