@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use e2e::broker::BrokerProcess;
+use e2e::broker::{BrokerProcess, start_cli};
 use e2e::netlink::{LinkState as Set, Netlink};
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
@@ -126,6 +126,9 @@ fn renamed_the_lease_goes_on_under_the_new_name() {
     let mut holder = scene.holder();
     let lease = holder.hold("eth0:3");
     let (mut monitor, _) = operators(&broker);
+    let people = start_cli(&scene.world, None, &["monitor"]).unwrap();
+    let begun = |line: &str| line.contains(" eth0:3 active").then_some(());
+    people.wait_stdout(IDLE, begun).unwrap();
     scene.netlink().set_link(scene.index(), Set::Down).unwrap();
     scene.netlink().rename(scene.index(), "wan0").unwrap();
     scene.netlink().set_link(scene.index(), Set::Up).unwrap();
@@ -133,6 +136,9 @@ fn renamed_the_lease_goes_on_under_the_new_name() {
         event.up && event.interface.as_str() == "wan0"
     });
     assert_eq!((renamed.lease, renamed.state), (lease, LeaseState::Active));
+    let words = format!("lease {lease} wan0:3 device: renamed from eth0 to wan0, down, MTU ");
+    let told = |line: &str| line.starts_with(&words).then_some(());
+    people.wait_stdout(IDLE, told).unwrap();
     assert_eq!(only(&broker).interface.as_str(), "wan0");
     traffic.send_all(3, 0..100);
     assert_eq!(holder.receive(lease, 3, 100, IDLE), Seen::only(3, 100));

@@ -1,7 +1,9 @@
 //! `xsk-broker monitor`: what becomes of leases, as it happens.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
-use xsk_client::wire::{Change, Lease, LeaseEvent, QueueSet};
+use xsk_client::wire::{Change, InterfaceName, Lease, LeaseEvent, LeaseState, QueueSet};
 use xsk_client::{CallError, News, ProtocolError};
 
 use super::exit::Exit;
@@ -32,6 +34,7 @@ pub struct MonitorArgs {
 /// As the broker says.
 pub fn run(args: &MonitorArgs) -> anyhow::Result<Exit> {
     let mut monitor = args.sockets.connect_for_most()?.monitor()?;
+    let mut names = Names::default();
     loop {
         let news = match monitor.next(None) {
             Ok(Some(news)) => news,
@@ -47,7 +50,7 @@ pub fn run(args: &MonitorArgs) -> anyhow::Result<Exit> {
         };
         match args.json {
             true => put_json(&json(&news))?,
-            false => put(&text(&news))?,
+            false => put(&text(&news, &mut names))?,
         }
     }
 }
@@ -61,10 +64,27 @@ fn json(news: &News) -> String {
     value.to_string()
 }
 
-fn text(news: &News) -> String {
+/// What the devices of leases were called when they were last told of.
+#[derive(Debug, Default)]
+struct Names(BTreeMap<u64, InterfaceName>);
+
+impl Names {
+    /// Gives the former one where it has another now.
+    fn told(&mut self, event: &LeaseEvent) -> Option<InterfaceName> {
+        let before = match event.state {
+            LeaseState::Freed => self.0.remove(&event.lease),
+            _ => self.0.insert(event.lease, event.interface.clone()),
+        };
+        before.filter(|before| *before != event.interface)
+    }
+}
+
+fn text(news: &News, names: &mut Names) -> String {
     match news {
-        News::Event(event) => event_line(event),
+        News::Event(event) => event_line(event, names.told(event)),
         News::Leases { leases, lost } => {
+            let named = leases.iter().map(|lease| (lease.lease, lease.interface.clone()));
+            names.0 = named.collect();
             let lost =
                 lost.map(|lost| format!("{lost} events were not read in time; this is how it is now\n"));
             let count = format!("leases: {}\n", leases.len());
@@ -90,7 +110,8 @@ fn lease_line(lease: &Lease) -> String {
     )
 }
 
-fn event_line(event: &LeaseEvent) -> String {
+/// `before` is what its device was called, if that is another name.
+fn event_line(event: &LeaseEvent, before: Option<InterfaceName>) -> String {
     let what = match event.change {
         Change::State => match event.reason {
             Some(reason) => format!("{} ({})", event.state, end::word(reason)),
@@ -99,7 +120,10 @@ fn event_line(event: &LeaseEvent) -> String {
         Change::Holder => format!("moved to uid {} pid {}", event.holder.uid, event.holder.pid),
         Change::Device => {
             let link = link_word(event.up, event.carrier);
-            format!("device: {link}, MTU {}", event.mtu)
+            let renamed = before.map_or_else(String::new, |before| {
+                format!("renamed from {before} to {}, ", event.interface)
+            });
+            format!("device: {renamed}{link}, MTU {}", event.mtu)
         }
         Change::Policy => match &event.not_allowed {
             Some(why) => format!("kept, though the policy would not give it now ({why})"),
