@@ -203,17 +203,24 @@ fn sighup_does_the_same_and_tells_the_log() {
         broker.write_policy(text).unwrap();
         broker.process().signal(Signal::HUP).unwrap();
     };
-    let wait = |words: &str| {
-        broker
-            .process()
-            .wait_stderr(PATIENCE, |line| line.contains(words).then_some(()))
-            .unwrap();
+    let wait_line = |wanted: &dyn Fn(&str) -> bool| {
+        let wanted = |line: &str| wanted(line).then_some(());
+        broker.process().wait_stderr(PATIENCE, wanted).unwrap();
     };
+    let wait = |words: &str| wait_line(&|line| line.contains(words));
     hang_up("[interface.eth0]\nxdp = \"nativ\"\n");
     wait("/run/xsk-broker.toml:2:7");
     wait(NOT_TAKEN);
     assert_eq!(audited(&broker, "reload-refused")["reason"], "sighup");
     assert_eq!(find(&broker, lease).not_allowed, None);
+
+    // What is wrong is an error, and what is only strange beside it a warning.
+    let strange = allow(0, "5").replace("user = 0", "user = \"xsk-strange\"");
+    let wrong = "[[deny]]\nname = \"no\"\nuser = \"xsk-wrong\"\ninterface = \"*\"\n";
+    hang_up(&(policy(&[(alice.number(), "1-7")]) + &strange + wrong));
+    for (name, level) in [("xsk-strange", " WARN "), ("xsk-wrong", " ERROR ")] {
+        wait_line(&|line| line.contains(&format!("user `{name}`")) && line.contains(level));
+    }
 
     hang_up(&policy(&[(bob.number(), "1-7")]));
     wait("SIGHUP: the policy was read anew; rules: 1");
@@ -314,7 +321,8 @@ fn names_are_those_of_passwd_and_group_at_the_time() {
     let told = reloaded(&broker, &(text.clone() + &rule("user = \"xsk-carol\"", "6")));
     let warnings = told["warnings"].to_string();
     assert!(
-        warnings.contains("user `xsk-carol` is not in /etc/passwd") && warnings.contains("until a restart"),
+        warnings.contains("user `xsk-carol` is not in /etc/passwd")
+            && warnings.contains("then reload the policy"),
         "{warnings}"
     );
     let deny = "[[deny]]\nname = \"no\"\ngroup = \"xsk-guests\"\ninterface = \"*\"\n";

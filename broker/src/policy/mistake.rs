@@ -159,7 +159,7 @@ pub(super) enum Mistake {
     #[error("no {kind} `{}` on this machine: never matches here", shown(name))]
     NoSuchAccount { kind: &'static str, name: String },
     #[error(
-        "{kind} `{}` is not in /etc/{}, and a running broker asks no other source of names: never matches here until a restart",
+        "{kind} `{}` is not in /etc/{}, and a running broker asks no other source of names: never matches here now",
         shown(name),
         file_of(kind)
     )]
@@ -286,12 +286,13 @@ impl Mistake {
                 let mode = if mode & 0o111 == 0 { "0644" } else { "0755" };
                 format!("run: chmod go-w {path}{}", install(&path, mode))
             }
-            Self::NoSuchAccount { kind, .. } => {
-                format!("make the {kind}, then reload the policy; if a directory service has it, restart the broker")
-            }
-            Self::NotLookedUp { .. } | Self::DeniesUnknown { .. } => {
-                "write its number, or restart the broker, which asks all of them".to_owned()
-            }
+            Self::NoSuchAccount { kind, .. }
+            | Self::NotLookedUp { kind, .. }
+            | Self::DeniesUnknown { kind, .. } => format!(
+                "make the {kind} in /etc/{file}, then reload the policy; if a directory service has it, write its number, or \
+                 restart the broker, which asks there at its start",
+                file = file_of(kind)
+            ),
             Self::Unreadable(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 "let who reads it read it, by chmod 0644, or by chgrp and 0640: a reload does so as the broker's user"
                     .to_owned()

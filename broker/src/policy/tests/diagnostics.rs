@@ -338,11 +338,11 @@ fn warnings() {
     assert_eq!(
         in_rule("user = \"dave\"\ngroup = \"games\"\ninterface = [\"eth1\", \"wlan0\", \"ens*\"]"),
         [
-            "2:8 warning: no user `dave` on this machine: never matches here | make the user, then reload the policy; \
-             if a directory service has it, restart the broker"
+            "2:8 warning: no user `dave` on this machine: never matches here | make the user in /etc/passwd, then reload the policy; \
+             if a directory service has it, write its number, or restart the broker, which asks there at its start"
                 .to_owned(),
-            "3:9 warning: no group `games` on this machine: never matches here | make the group, then reload the policy; \
-             if a directory service has it, restart the broker"
+            "3:9 warning: no group `games` on this machine: never matches here | make the group in /etc/group, then reload the policy; \
+             if a directory service has it, write its number, or restart the broker, which asks there at its start"
                 .to_owned(),
             "4:14 warning: no [interface] section names eth1: this rule never grants there | add [interface.eth1]"
                 .to_owned(),
