@@ -112,8 +112,9 @@ fn refuse(engine: &Engine, heritage: &Heritage) {
             }
         };
         tracing::error!(
-            "{refused}: the lease is not taken over, its packets go to the host; the file stays for you to look at, as \
-             {aside}, `xsk-broker purge` removes it"
+            "{refused}: the lease is not taken over, its packets go to the host; the file stays for you to look at, and is of no \
+             more use then: `rm {}`",
+            engine.journal.path_of(&aside).display()
         );
         let line = Line::new(Event::RecordRefused);
         engine.audit.write(&line.message(&refused.to_string()));

@@ -1,7 +1,7 @@
 //! Where leases are written down, by the engine, as they come along.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -68,6 +68,11 @@ impl Journal {
     /// What rename(2) says.
     pub fn set_aside(&self, file: &str) -> Result<(), Failure> {
         self.directory.rename(file, &Record::aside(file))
+    }
+
+    /// Where a file of that name is.
+    pub fn path_of(&self, file: &str) -> PathBuf {
+        self.directory.path().join(file)
     }
 
     /// Removes the record of a lease that cannot be taken over.

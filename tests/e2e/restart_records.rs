@@ -118,7 +118,8 @@ fn what_is_damaged_is_refused_with_its_line_and_the_rest_goes_on() {
     for (lease, words) in &expected {
         let name = format!("lease-{lease}.json");
         let aside = format!("{name}.refused");
-        let told = |line: &str| (line.contains(&aside) && line.contains(words)).then_some(());
+        let remove = format!("/{aside}`");
+        let told = |line: &str| (line.contains(&remove) && line.contains(words)).then_some(());
         broker.process().wait_stderr(PATIENCE, told).unwrap();
         assert!(
             file(&world, &aside).exists(),

@@ -36,6 +36,9 @@ use exit::Exit;
 ///
 /// An operator writes a policy, checks it with `check`, and runs `serve`. A user asks `explain` what the policy gives,
 /// and takes queues with `grant`. Queues are written IF:QUEUES everywhere, as in eth0:2-4.
+///
+/// With --json standard output has JSON alone. What fails is said in words on standard error, with --json too, and by the exit
+/// code; only the mistakes of a policy are JSON then (`check`, `reload`).
 #[derive(Debug, Parser)]
 #[command(version, after_help = exit::TABLE)]
 struct Cli {
