@@ -19,7 +19,7 @@ use crate::error::{Error, chain};
 use crate::fail_point;
 use crate::grant;
 use crate::identity::{Peer, Process};
-use crate::kernel::queue_lock::Retired;
+use crate::kernel::queue_lock::{QueueLocks, Retired};
 use crate::kernel::queue_probe::{QueueProbe, QueueUse};
 use crate::lease::{Lease, LeaseId, LeasedSocket};
 use crate::misfit;
@@ -221,7 +221,7 @@ pub fn settle(engine: &mut Engine, now: Instant) {
             end(engine, id, Reason::NotActivated);
         } else if lease.state == LeaseState::Ending {
             retire(engine, id, now);
-        } else if still_held(&mut engine.probe, lease) {
+        } else if still_held(&engine.locks, &mut engine.probe, lease) {
             look_again_later(lease, now);
         } else {
             free(engine, id);
@@ -349,13 +349,15 @@ pub fn no_such_lease(id: LeaseId) -> BrokerError {
     BrokerError::NoSuchLease { lease: id.0, message }
 }
 
-/// Whether the kernel holds any of an ended lease's queues.
-fn still_held(probe: &mut QueueProbe, lease: &Lease) -> bool {
+/// Whether the kernel holds any of an ended lease's queues. Not one that a placeholder has come to stand on: it could be bound
+/// there. (Where others let sockets out again and again, nobody would see it free between two of them.)
+fn still_held(locks: &QueueLocks, probe: &mut QueueProbe, lease: &Lease) -> bool {
     let index = lease.device().index;
     lease
         .terms()
         .queues()
         .iter()
+        .filter(|queue| !locks.has_placeholder(index, *queue))
         .any(|queue| match probe.queue_use(index, queue) {
             Ok(QueueUse::Taken) => true,
             Ok(QueueUse::Free) => false,

@@ -136,6 +136,14 @@ impl Lease {
         self.reservation.id
     }
 
+    /// Gives its holder more time to activate it, if it has less.
+    pub fn extend_until(&mut self, deadline: Instant) {
+        if self.deadline < deadline {
+            self.deadline = deadline;
+            self.reservation.due.set(deadline);
+        }
+    }
+
     /// What was reserved for it.
     pub fn reservation(&self) -> &Reservation {
         &self.reservation

@@ -63,6 +63,7 @@ mod lock_lsm;
 mod lock_lsm_cost;
 mod lock_open_files;
 mod lock_placeholders;
+mod lock_turns;
 mod nic_queues;
 mod nic_steering;
 mod papers_python;

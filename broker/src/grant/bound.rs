@@ -6,6 +6,7 @@
 //! of the lease.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use xsk_client::wire::{BindMode, BindReply, BoundSocket, BrokerError, ModeWish, SocketKind};
 
@@ -49,6 +50,9 @@ pub(super) fn umem(engine: &mut Engine, reservation: &Reservation) -> Result<Mad
     })
 }
 
+/// How long a lease lives on at least whose queue could not be bound yet because of others.
+const AFTER_OTHERS: Duration = Duration::from_secs(1);
+
 /// Does a holder's `Bind`, once. What it binds before a queue is found busy stays bound, so that another try does the
 /// rest.
 ///
@@ -78,7 +82,16 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
 
     let left: Vec<u32> = lease.terms().queues().iter().skip(lease.sockets.len()).collect();
     for queue in left {
-        let socket = bound_socket(lease, queue, &engine.locks)?;
+        let socket = match bound_socket(lease, queue, &engine.locks) {
+            Ok(socket) => socket,
+            Err(error) => {
+                // It is not its holder's fault that others' sockets are out unbound for so long.
+                if is_taken(&error) && engine.locks.give_next_turn(device.index, queue, id) {
+                    lease.extend_until(Instant::now() + AFTER_OTHERS);
+                }
+                return Err(error);
+            }
+        };
         // Only a socket that is bound can tell, so the first one of all does.
         let can_be_mapped = match engine.rings_can_be_mapped {
             Some(known) => known,
@@ -92,6 +105,7 @@ pub fn bind(engine: &mut Engine, handle: &EngineHandle, peer: &Peer, id: LeaseId
         let leased = socket_of(lease, socket)?.kept_by(kept);
         lease.sockets.push(leased);
     }
+    engine.locks.end_turn(device.index, id);
     lease.umem = None;
     fail_point::pass("bind: bound");
     lease.write_down()?;
@@ -137,6 +151,10 @@ fn bound_socket(lease: &Lease, queue: u32, locks: &QueueLocks) -> Result<Xsk, Er
         BindError::Failed(failure) => of_device(&device.name, failure),
     })?;
     Ok(socket)
+}
+
+fn is_taken(error: &Error) -> bool {
+    matches!(error, Error::Refused(BrokerError::QueueBusy { .. }))
 }
 
 /// A bound socket as the lease keeps it.

@@ -315,6 +315,16 @@ impl QueueLocks {
             .is_some_and(|(_, queues)| queues.contains(&queue))
     }
 
+    /// Gives a lease the next turn on a device if a placeholder kept the broker from binding its queue; whether it is that.
+    pub fn give_next_turn(&self, index: u32, queue: u32, lease: LeaseId) -> bool {
+        self.placeholders.give_next_turn(index, queue, lease)
+    }
+
+    /// A lease has had its turn.
+    pub fn end_turn(&self, index: u32, lease: LeaseId) {
+        self.placeholders.end_turn(index, lease);
+    }
+
     /// Whether a queue was ours, and the kernel may not have let go of it yet.
     pub fn is_leaving(&self, index: u32, queue: u32) -> bool {
         self.placeholders.is_leaving(index, queue)

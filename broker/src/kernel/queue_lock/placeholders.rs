@@ -60,6 +60,8 @@ struct Guarded {
     guard: Option<Standing>,
     /// Since when the kernel was asked to let go of these queues.
     leaving: BTreeMap<u32, Instant>,
+    /// A lease of kind `bound` whose queue the broker could not bind for placeholders, and until when it has the next turn.
+    next: Option<(LeaseId, Instant)>,
 }
 
 #[derive(Debug)]
@@ -118,10 +120,10 @@ impl Placeholders {
         let Some(guarded) = devices.guarded.get_mut(&device.index) else {
             return Ok(());
         };
-        if guarded.guard.is_some() {
+        let now = Instant::now();
+        if guarded.guard.is_some() || guarded.next.is_some_and(|(_, until)| until > now) {
             return Err(NotNow::Turn);
         }
-        let now = Instant::now();
         guarded.leaving.retain(|_, since| *since + LEAVING > now);
         for (queue, since) in guarded.leaving.clone() {
             match probe.queue_use_untouched(device.index, queue)? {
@@ -262,6 +264,35 @@ impl Placeholders {
         let devices = self.devices.borrow();
         let guard = devices.guarded.get(&index)?.guard.as_ref()?;
         Some((guard.lease, guard.placeholders.keys().copied().collect()))
+    }
+
+    /// Gives a lease the next turn on a device, before any other's sockets leave unbound, if a placeholder is what kept the
+    /// broker from binding its queue; whether it is. Who tries again and again would never meet a moment between two guards.
+    pub(super) fn give_next_turn(&self, index: u32, queue: u32, lease: LeaseId) -> bool {
+        /// More than a client waits before it asks again.
+        const TURN: Duration = Duration::from_millis(300);
+
+        let mut devices = self.devices.borrow_mut();
+        let Some(guarded) = devices.guarded.get_mut(&index) else {
+            return false;
+        };
+        let now = Instant::now();
+        let stands = |guard: &Standing| guard.placeholders.contains_key(&queue);
+        let waits = guarded.guard.as_ref().is_some_and(stands) || guarded.leaving.contains_key(&queue);
+        let others = guarded
+            .next
+            .filter(|(other, until)| *other != lease && *until > now);
+        if waits && others.is_none() {
+            guarded.next = Some((lease, now + TURN));
+        }
+        waits
+    }
+
+    /// It has had it.
+    pub(super) fn end_turn(&self, index: u32, lease: LeaseId) {
+        if let Some(guarded) = self.devices.borrow_mut().guarded.get_mut(&index) {
+            guarded.next = guarded.next.filter(|(other, _)| *other != lease);
+        }
     }
 
     /// Whether the kernel may not have let go of a queue yet that was ours.
