@@ -15,6 +15,7 @@ use crate::device::Device;
 use crate::end::{self, Reason};
 use crate::engine::Engine;
 use crate::error::{Failure, chain};
+use crate::fd_store::Name;
 use crate::heritage::{self, Fate, Heritage};
 use crate::identity::Process;
 use crate::kernel::pinned::PinnedProgram;
@@ -47,12 +48,14 @@ pub fn take_over(engine: &mut Engine, heritage: Heritage) -> Vec<Adopted> {
     }
     let mut adopted = Vec::new();
     let mut ends = Vec::new();
+    let mut left = Vec::new();
     for (record, fate) in heritage.leases {
         tell(&record, &fate);
         match resume(engine, &record, fate) {
             Resumed::GoesOn(lease) => adopted.push(lease),
             Resumed::Ends(lease, reason) => ends.push((lease, reason)),
-            Resumed::Lingers | Resumed::Elsewhere => {}
+            Resumed::Lingers => {}
+            Resumed::Elsewhere => left.push((record.lease, record.interface_index)),
             Resumed::Gone(reason) => {
                 engine.journal.remove(heritage::id(&record));
                 let line = Line::new(Event::Ended).record(&record);
@@ -61,7 +64,10 @@ pub fn take_over(engine: &mut Engine, heritage: Heritage) -> Vec<Adopted> {
             }
         }
     }
-    engine.fd_store.remove_others();
+    engine.fd_store.remove_others(|name| match name {
+        Name::Socket { lease, .. } => left.iter().any(|(it, _)| it == lease),
+        Name::Placeholder { interface_index, .. } => left.iter().any(|(_, index)| index == interface_index),
+    });
     let confined = engine
         .leases
         .iter()

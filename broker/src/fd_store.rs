@@ -124,13 +124,14 @@ impl FdStore {
     }
 
     /// Closes what nobody has taken, has the manager remove it, and tells of it: of leases that are no more, placeholders
-    /// that no lease needs, and what is none of ours.
-    pub fn remove_others(&mut self) {
+    /// that no lease needs, and what is none of ours. What `is_left` as it is, another broker will want: the manager goes on
+    /// to keep it.
+    pub fn remove_others(&mut self, is_left: impl Fn(&Name) -> bool) {
         let Passed { fds, strange } = std::mem::take(&mut self.passed);
         let Keeper(Some(store)) = &self.keeper else {
             return;
         };
-        for name in fds.into_keys() {
+        for name in fds.into_keys().filter(|name| !is_left(name)) {
             tracing::info!("the service manager had kept {name}, which nothing needs any more: it is closed");
             store.remove(name.to_string());
         }

@@ -13,6 +13,7 @@ use crate::lease_scene::{
     PATIENCE, Traffic, allow_kinds, interface, leases, state_of, wait_event, wait_until,
 };
 use crate::puppet::{Puppet, Seen};
+use crate::restart_scene::wait_told;
 
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -102,6 +103,37 @@ fn a_lease_has_its_statistics_again() {
     assert_eq!(wait_event(&scene.broker, "freed", lease)["lease"], lease);
     let next = scene.holder().hold("eth0:3");
     scene.wait_kept(&[&format!("xsk-{next}-3")]);
+    assert!(scene.broker.stop().unwrap().success());
+}
+
+#[test]
+fn what_a_lease_needs_that_is_left_as_it_is_is_kept() {
+    let world = World::new().unwrap();
+    let mut scene = Scene::new(&world, "16");
+    let mut holder = scene.holder();
+    let lease = holder.acquire("eth0:3").unwrap();
+    let name = format!("xsk-{lease}-3");
+    scene.wait_kept(&[&name]);
+    // Its program is pinned elsewhere, as that one sees it.
+    scene.broker.will_pin_in("other");
+    scene.crash();
+    wait_told(
+        &scene.broker,
+        "was the broker before started with another --bpf-dir?",
+    );
+    assert_eq!(leases(&scene.broker).len(), 0);
+    scene.broker.kill().unwrap();
+    // What that one has said is done before another is started.
+    scene.manager.tend().unwrap().catch_up().unwrap();
+    scene.wait_kept(&[&name]);
+    scene.broker.will_pin_in("xsk-broker");
+    scene.broker.restart().unwrap();
+    assert_eq!(scene.find(lease).state, LeaseState::HandedOver);
+    holder.bind(lease).unwrap();
+    holder.activate(lease).unwrap();
+    assert_eq!(scene.find(lease).state, LeaseState::Active);
+    scene.traffic.send_all(3, 0..10);
+    assert_eq!(holder.receive(lease, 3, 10, IDLE), Seen::only(3, 10));
     assert!(scene.broker.stop().unwrap().success());
 }
 
