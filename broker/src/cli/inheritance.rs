@@ -181,7 +181,7 @@ impl<'a> Outlook<'a> {
                 Action::Leave,
                 Kind::Record,
                 file.as_str(),
-                "it was refused when a broker started; `xsk-broker purge` removes it",
+                "it was refused when a broker started; remove the file when you have looked at it",
             ));
         }
     }
