@@ -56,10 +56,7 @@ fn what_the_machine_refuses_is_refused_by_both() {
     let text =
         sections + &zero_copy + &allow_with(alice.number(), "1-99", "") + "[limits.per-user]\nqueues = 3\n";
     let broker = BrokerProcess::start(&world, &text).unwrap();
-    let netlink = world.netlink(Side::Host);
-    netlink
-        .add_default_route(world.wire(1).host.index, world.wire(1).peer.address, 10)
-        .unwrap();
+    world.add_default_route(1, 10).unwrap();
     let _foreign = QueueProgram::attach(&world, Side::Host, XdpAttach::Native).unwrap();
 
     refused(&broker, &alice, "eth7:1", 78, "there is no interface eth7");
@@ -220,11 +217,7 @@ fn an_uplink_is_seen_at_each_grant() {
     let _broker = BrokerProcess::start(&world, &text).unwrap();
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
     let held = holder.hold("eth0:3");
-    let device = world.wire(0);
-    world
-        .netlink(Side::Host)
-        .add_default_route(device.host.index, device.peer.address, 10)
-        .unwrap();
+    world.add_default_route(0, 10).unwrap();
     wait_until("an uplink is seen", || match holder.acquire("eth0:4") {
         Ok(lease) => {
             holder.close(lease);

@@ -256,10 +256,7 @@ fn an_uplink_must_be_called_one() {
     let _broker = BrokerProcess::start(&world, &text).unwrap();
     let netlink = world.netlink(Side::Host);
     for (wire, metric) in [(0, 10), (1, 20)] {
-        let device = world.wire(wire);
-        netlink
-            .add_default_route(device.host.index, device.peer.address, metric)
-            .unwrap();
+        world.add_default_route(wire, metric).unwrap();
     }
     netlink.add_bridge("br0").unwrap();
     let bridge = netlink.link("br0").unwrap().index;

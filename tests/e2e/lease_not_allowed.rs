@@ -89,10 +89,7 @@ fn a_device_that_becomes_an_uplink_says_so_until_it_is_none() {
     let netlink = world.netlink(Side::Host);
 
     for (wire, metric) in [(0, 10), (1, 20)] {
-        let device = world.wire(wire);
-        netlink
-            .add_default_route(device.host.index, device.peer.address, metric)
-            .unwrap();
+        world.add_default_route(wire, metric).unwrap();
     }
     let why = told(&broker, &mut monitor, lease).unwrap();
     assert!(why.contains("eth0: it carries a default route"), "{why}");

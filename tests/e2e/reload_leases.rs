@@ -193,11 +193,7 @@ fn an_uplink_is_one_by_the_policy_in_force() {
     let alice = Uid::take().unwrap();
     let of = |uplink: &str| interface("eth0", uplink) + &allow(alice.number(), "1-7");
     let mut broker = BrokerProcess::start(&world, &of("uplink = true")).unwrap();
-    let device = world.wire(0);
-    world
-        .netlink(Side::Host)
-        .add_default_route(device.host.index, device.peer.address, 10)
-        .unwrap();
+    world.add_default_route(0, 10).unwrap();
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
     let lease = holder.hold("eth0:3");
     let told = reloaded(&broker, &of(""));

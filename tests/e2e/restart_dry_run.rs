@@ -168,11 +168,7 @@ fn what_would_be_held_back_is_told() {
     let misfit = why("program");
     assert!(misfit.contains("the policy says `xdp = \"generic\"`"), "{misfit}");
     broker.write_policy(&policy("placeholders", "", &alice)).unwrap();
-    let gateway = world.device(Side::PEER).address;
-    world
-        .netlink(Side::Host)
-        .add_default_route(index, gateway, 10)
-        .unwrap();
+    world.add_default_route(0, 10).unwrap();
     let misfit = why("program");
     assert!(misfit.contains("carries a default route"), "{misfit}");
     // A start says the same of the lease, and of the device.

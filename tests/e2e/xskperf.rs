@@ -1,6 +1,7 @@
 //! The real `xskperf`, as an ordinary user: each mode, with a socket that it asked for and with one that it inherited.
 
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -51,10 +52,21 @@ fn both_ways(words: &[&str], body: impl Fn(&World, &mut Process, &PacketSocket))
     }
 }
 
-fn start(world: &World, uid: &Uid, way: Way, words: &[&str]) -> Process {
-    let perf = world
+fn installed(world: &World) -> PathBuf {
+    world
         .install("xskperf", &binaries::program("xskperf").unwrap())
-        .unwrap();
+        .unwrap()
+}
+
+/// Runs it with these words, as this user.
+fn run(world: &World, uid: &Uid, words: &[&str]) -> Process {
+    let mut command = Command::new(installed(world));
+    command.env_clear().args(words);
+    Process::spawn(world.namespace(Side::Host), Some(&uid.user()), command).unwrap()
+}
+
+fn start(world: &World, uid: &Uid, way: Way, words: &[&str]) -> Process {
+    let perf = installed(world);
     let target = format!("eth0:{QUEUE}");
     let mut command = match way {
         Way::Acquired => {
@@ -168,13 +180,8 @@ fn jumbo_packets_are_sent_back_at_xdpsocks_words() {
     let _broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "1-3")])).unwrap();
     let wire = PacketSocket::open(&world, Side::PEER).unwrap();
     wire.steer(QUEUE).unwrap();
-    let perf = world
-        .install("xskperf", &binaries::program("xskperf").unwrap())
-        .unwrap();
-    let mut command = Command::new(perf);
-    command.env_clear().args(["-l", "-i", "eth0", "-q", "1", "-p"]);
-    command.args(["-F", "-c", "-b", "3", "-C", "100", "-n", "0.1", "--json"]);
-    let mut process = Process::spawn(world.namespace(Side::Host), Some(&uid.user()), command).unwrap();
+    let words = "-l -i eth0 -q 1 -p -F -c -b 3 -C 100 -n 0.1 --json";
+    let mut process = run(&world, &uid, &words.split(' ').collect::<Vec<_>>());
     let active = event(&process, "active");
     assert_eq!(
         (&active["test"], &active["socket"]["queue"]),
@@ -211,15 +218,8 @@ fn pingpong_measures_round_trips() {
         let policy = policy(&[(uid.number(), "0")]).replace("reserved = \"0\"\n", "");
         let _broker = BrokerProcess::start(&world, &policy).unwrap();
         let _reflector = SinkProgram::attach(&world, Side::PEER, Fate::Reflect).unwrap();
-        let perf = world
-            .install("xskperf", &binaries::program("xskperf").unwrap())
-            .unwrap();
-        let mut command = Command::new(perf);
-        command
-            .env_clear()
-            .args(["pingpong", "eth0:0", "--packets", "300", "--json"])
-            .args(busy);
-        let mut process = Process::spawn(world.namespace(Side::Host), Some(&uid.user()), command).unwrap();
+        let words = ["pingpong", "eth0:0", "--packets", "300", "--json"];
+        let mut process = run(&world, &uid, &[words.as_slice(), busy].concat());
         let sum = event(&process, "sum");
         assert_eq!(sum["rxPackets"], 300, "{sum}");
         let trip = &sum["roundTrip"];
@@ -237,12 +237,7 @@ fn without_a_queue_it_says_what_to_write() {
     let world = World::new().unwrap();
     let uid = Uid::take().unwrap();
     let _broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "1-3")])).unwrap();
-    let perf = world
-        .install("xskperf", &binaries::program("xskperf").unwrap())
-        .unwrap();
-    let mut command = Command::new(perf);
-    command.env_clear().arg("rxdrop");
-    let mut process = Process::spawn(world.namespace(Side::Host), Some(&uid.user()), command).unwrap();
+    let mut process = run(&world, &uid, &["rxdrop"]);
     assert_eq!(process.wait(PATIENCE).unwrap().code(), Some(1));
     let said = process.stderr().join("\n");
     assert!(
@@ -257,9 +252,6 @@ fn wrong_wishes_are_told() {
     let world = World::new().unwrap();
     let uid = Uid::take().unwrap();
     let _broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "1-3")])).unwrap();
-    let perf = world
-        .install("xskperf", &binaries::program("xskperf").unwrap())
-        .unwrap();
     for (words, code, expected) in [
         (
             "txonly eth0:1 -s 3000",
@@ -277,9 +269,7 @@ fn wrong_wishes_are_told() {
             "there may be no zero-copy: --mode auto takes copy then, and says so: bind to eth0:1",
         ),
     ] {
-        let mut command = Command::new(&perf);
-        command.env_clear().args(words.split(' '));
-        let mut process = Process::spawn(world.namespace(Side::Host), Some(&uid.user()), command).unwrap();
+        let mut process = run(&world, &uid, &words.split(' ').collect::<Vec<_>>());
         assert_eq!(process.wait(PATIENCE).unwrap().code(), Some(code), "{words}");
         let said = process.stderr().join("\n");
         assert!(said.contains(expected), "{words}: {said}");
@@ -308,9 +298,7 @@ fn it_ends_where_nobody_reads() {
     let world = World::new().unwrap();
     let uid = Uid::take().unwrap();
     let _broker = BrokerProcess::start(&world, &policy(&[(uid.number(), "1-3")])).unwrap();
-    let perf = world
-        .install("xskperf", &binaries::program("xskperf").unwrap())
-        .unwrap();
+    let perf = installed(&world);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut command = Command::new(perf);
@@ -359,9 +347,7 @@ fn what_is_inherited_is_taken_as_it_is() {
     let uid = Uid::take().unwrap();
     let policy = interface("eth0", "") + &allow_kinds(uid.number(), "1-3", &["prepared", "bound"], "");
     let broker = BrokerProcess::start(&world, &policy).unwrap();
-    let perf = world
-        .install("xskperf", &binaries::program("xskperf").unwrap())
-        .unwrap();
+    let perf = installed(&world);
     let perf = perf.to_str().unwrap();
     // Another queue than the one that it is told of.
     let other = ["grant", "eth0:2", "--", perf, "rxdrop", "eth0:3"];

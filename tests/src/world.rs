@@ -165,6 +165,17 @@ impl World {
         &self.wires[peer]
     }
 
+    /// Has the host send all else to a peer; routes to several differ by their metric.
+    ///
+    /// # Panics
+    ///
+    /// Where the world has no such peer.
+    pub fn add_default_route(&self, peer: usize, metric: u32) -> Result<()> {
+        let Wire { host, peer, .. } = self.wire(peer);
+        self.netlink(Side::Host)
+            .add_default_route(host.index, peer.address, metric)
+    }
+
     /// A side's device; the host's is the one on the first wire.
     ///
     /// # Panics
