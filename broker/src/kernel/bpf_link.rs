@@ -125,9 +125,7 @@ pub fn attach(program: BorrowedFd<'_>, interface_index: u32, mode: XdpMode) -> i
         },
     };
     // SAFETY: LinkCreate is what BPF_LINK_CREATE reads, and the kernel takes what lies beyond its size as zero.
-    let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attributes)? };
-    // SAFETY: the kernel has just made this fd for us, CLOEXEC as every BPF fd; nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    unsafe { bpf_fd(BPF_LINK_CREATE, &mut attributes) }
 }
 
 /// Has a link run another program, without a moment in which it runs none (`bpf_xdp_link_update`, net/core/dev.c). Both must
@@ -246,9 +244,7 @@ pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
         flags: 0,
     };
     // SAFETY: BPF_OBJ_GET reads the same members; its path is a C string that lives across the call.
-    let fd = unsafe { bpf(BPF_OBJ_GET, &mut attributes)? };
-    // SAFETY: the kernel has just made this fd for us, CLOEXEC as every BPF fd; nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    unsafe { bpf_fd(BPF_OBJ_GET, &mut attributes) }
 }
 
 /// Opens a program by its id.
@@ -263,9 +259,7 @@ pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
         flags: 0,
     };
     // SAFETY: GetById is what BPF_PROG_GET_FD_BY_ID reads.
-    let fd = unsafe { bpf(BPF_PROG_GET_FD_BY_ID, &mut attributes)? };
-    // SAFETY: the kernel has just made this fd for us, CLOEXEC as every BPF fd; nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    unsafe { bpf_fd(BPF_PROG_GET_FD_BY_ID, &mut attributes) }
 }
 
 /// Gives a BPF object a name in a BPF file system, by which it outlives its fds.
@@ -298,6 +292,18 @@ pub(super) unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Res
         return Err(io::Error::last_os_error());
     }
     RawFd::try_from(result).map_err(io::Error::other)
+}
+
+/// bpf(2), of a command that makes an fd.
+///
+/// # Safety
+///
+/// `command` does that, and `attributes` is what it reads, and what it writes to.
+pub(super) unsafe fn bpf_fd<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise.
+    let fd = unsafe { bpf(command, attributes)? };
+    // SAFETY: the kernel has just made this fd for us, CLOEXEC as every BPF fd; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 pub(super) fn number(fd: RawFd) -> io::Result<u32> {

@@ -14,9 +14,9 @@
 use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use super::bpf_link::{bpf, number};
+use super::bpf_link::{bpf, bpf_fd, number};
 
 /// The members of `union bpf_attr` (include/uapi/linux/bpf.h) for BPF_PROG_LOAD, as far as they are used.
 #[repr(C)]
@@ -118,9 +118,7 @@ fn load(map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     };
     // SAFETY: ProgramLoad is the beginning of what BPF_PROG_LOAD reads, and the kernel takes the rest as zero. Instructions and
     // licence are as long as they say, and outlive the call.
-    let fd = unsafe { bpf(BPF_PROG_LOAD, &mut attributes)? };
-    // SAFETY: the kernel has just made this fd for us, CLOEXEC as every BPF fd; nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    unsafe { bpf_fd(BPF_PROG_LOAD, &mut attributes) }
 }
 
 /// `key` is the beginning of the packet; 1 if the map has something there, else 0.
