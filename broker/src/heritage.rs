@@ -20,11 +20,12 @@ use crate::kernel::netlink;
 use crate::kernel::pinned::{self, Found, PinnedProgram};
 use crate::kernel::pins::PinDirectory;
 use crate::lease::LeaseId;
-use crate::misfit;
+use crate::misfit::misfit;
 use crate::numbers;
 use crate::policy::Policy;
 use crate::record::{BEGINNING, BadRecord, FoundRecord, Record, Stage};
 use crate::run_dir::{RunDirectory, boot_id};
+use crate::uplink::Uplinks;
 
 use contradiction::Known;
 pub use fate::Fate;
@@ -50,6 +51,8 @@ pub struct Heritage {
     pub last_lease: u64,
     /// Devices of this network namespace, by their indexes.
     pub names: HashMap<u32, InterfaceName>,
+    /// Why the program of a device does not fit today's policy, by the device's index: where it does not.
+    pub misfits: HashMap<u32, String>,
 }
 
 /// By what it is judged.
@@ -82,6 +85,7 @@ impl Heritage {
     pub fn find(run_dir: &Path, pins: Option<&PinDirectory>, judge: Judge<'_>) -> Result<Self, Failure> {
         let mut heritage = Self::default();
         let devices = heritage.find_devices(pins)?;
+        heritage.find_misfits(judge.policy);
         heritage.find_leases(run_dir, judge, &devices)?;
         heritage.find_strays();
         heritage.names = devices.names;
@@ -95,9 +99,13 @@ impl Heritage {
                 record.interface_index == device.index && !matches!(fate, Fate::Gone { .. })
             })
         };
-        let (kept, useless): (Vec<_>, Vec<_>) = std::mem::take(&mut heritage.devices)
-            .into_iter()
-            .partition(|(device, program)| is_needed(device) || is_wanted(judge.policy, device, program));
+        let (kept, useless): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut heritage.devices)
+                .into_iter()
+                .partition(|(device, program)| {
+                    let fits = !heritage.misfits.contains_key(&device.index);
+                    is_needed(device) || (fits && is_as_this_brokers(device, program))
+                });
         heritage.devices = kept;
         let why = "no lease needs it, and today's policy or this broker would attach another, if any";
         heritage.useless.extend(
@@ -135,6 +143,16 @@ impl Heritage {
             }
         }
         Ok(devices)
+    }
+
+    /// Once for each device, however many leases it has, and with all routes told once.
+    fn find_misfits(&mut self, policy: &Policy) {
+        let mut uplinks = Uplinks::default();
+        let misfits = self.devices.iter().filter_map(|(device, program)| {
+            let why = misfit(policy, &mut uplinks, &device.name, device.index, program.mode)?;
+            Some((device.index, why))
+        });
+        self.misfits = misfits.collect();
     }
 
     fn find_leases(&mut self, run_dir: &Path, judge: Judge<'_>, devices: &Devices) -> Result<(), Failure> {
@@ -181,7 +199,8 @@ impl Heritage {
                         continue;
                     }
                     known.learn(record);
-                    fate::of(record, holder, (device, program), judge)
+                    let misfit = self.misfits.get(&device.index).map(String::as_str);
+                    fate::of(record, holder, (device, program, misfit), judge)
                 }
             };
             self.leases.push((found.record, fate));
@@ -265,11 +284,9 @@ fn program_of<'d>(
     Ok((device, program))
 }
 
-/// Whether a program that is attached is as the next grant would have it.
-fn is_wanted(policy: &Policy, device: &Device, program: &PinnedProgram) -> bool {
-    misfit::misfit(policy, &device.name, program.mode).is_none()
-        && program.counters_fit
-        && program.queues >= device.max_queues
+/// Whether a program's maps are as the next grant would have them.
+fn is_as_this_brokers(device: &Device, program: &PinnedProgram) -> bool {
+    program.counters_fit && program.queues >= device.max_queues
 }
 
 /// A device of this network namespace, by its index.

@@ -63,7 +63,7 @@ pub fn look(engine: &mut Engine) {
         let Some(now) = engine.links.get(*index) else {
             continue;
         };
-        if let Some(why) = why(
+        if let Some(why) = misfit(
             &engine.policy,
             &mut engine.uplinks,
             &now.name,
@@ -153,19 +153,7 @@ pub fn detach_unused(engine: &mut Engine, index: u32) -> bool {
 }
 
 /// Why a program that runs so on a device does not fit the policy, if it does not.
-pub fn misfit(policy: &Policy, name: &InterfaceName, mode: XdpMode) -> Option<String> {
-    // One that is gone carries nothing.
-    let index = match Device::look_up(name) {
-        Ok(device) => device.map_or(0, |device| device.index),
-        Err(failure) => {
-            tracing::warn!(error = chain(&failure), "cannot look {name} up");
-            0
-        }
-    };
-    why(policy, &mut Uplinks::default(), name, index, mode)
-}
-
-fn why(
+pub fn misfit(
     policy: &Policy,
     uplinks: &mut Uplinks,
     name: &InterfaceName,

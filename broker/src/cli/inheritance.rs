@@ -12,8 +12,7 @@ use crate::kernel::pins::PinDirectory;
 use crate::kernel::queue_lock::{self, FoundTaint};
 use crate::kernel::queue_probe::{QueueProbe, QueueUse};
 use crate::kernel::redirect;
-use crate::misfit;
-use crate::policy::{Policy, QueueLockSetting};
+use crate::policy::QueueLockSetting;
 use crate::privileges::Account;
 use crate::record::{Record, Stage};
 use crate::run_dir::RunDirectory;
@@ -94,7 +93,7 @@ impl<'a> Outlook<'a> {
                 Action::TakeOver,
                 Kind::Program,
                 device.name.to_string(),
-                program_word(device, program) + &misfit_word(self.judge.policy, device, program),
+                program_word(device, program) + &self.misfit_word(device),
             ));
         }
         for (index, why) in &self.heritage.useless {
@@ -186,18 +185,18 @@ impl<'a> Outlook<'a> {
         }
     }
 
+    fn misfit_word(&self, device: &Device) -> String {
+        let why = self.heritage.misfits.get(&device.index);
+        why.map_or_else(String::new, |why| {
+            format!("; nothing more is granted there until its leases have ended: {why}")
+        })
+    }
+
     /// What a device is called, as far as that is known.
     fn name(&self, index: u32) -> String {
         let name = self.heritage.names.get(&index);
         name.map_or_else(|| format!("ifindex {index}"), ToString::to_string)
     }
-}
-
-fn misfit_word(policy: &Policy, device: &Device, program: &PinnedProgram) -> String {
-    let why = misfit::misfit(policy, &device.name, program.mode);
-    why.map_or_else(String::new, |why| {
-        format!("; nothing more is granted there until its leases have ended: {why}")
-    })
 }
 
 fn program_word(device: &Device, program: &PinnedProgram) -> String {

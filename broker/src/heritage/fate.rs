@@ -6,7 +6,6 @@ use super::{Devices, Judge};
 use crate::device::Device;
 use crate::identity::Process;
 use crate::kernel::pinned::{self, PinnedProgram};
-use crate::misfit;
 use crate::objection::Held;
 use crate::record::{Record, Stage};
 
@@ -75,11 +74,11 @@ impl Fate {
     }
 }
 
-/// That of a lease whose device has its program. `holder` is who has it, if that lives.
+/// That of a lease whose device has its program, which may not fit today's policy. `holder` is who has it, if that lives.
 pub(super) fn of(
     record: &Record,
     holder: Option<Process>,
-    (device, program): (&Device, &PinnedProgram),
+    (device, program, misfit): (&Device, &PinnedProgram, Option<&str>),
     judge: Judge<'_>,
 ) -> Fate {
     if record.stage == Stage::Ended {
@@ -101,7 +100,6 @@ pub(super) fn of(
         };
     }
     let terms = judge.policy.resume(&device.name, &record.terms);
-    let misfit = misfit::misfit(judge.policy, &device.name, program.mode);
     let modes = record
         .sockets
         .iter()
@@ -110,7 +108,7 @@ pub(super) fn of(
         subject: &record.requester.subject(),
         terms: &terms,
         interface: &device.name,
-        misfit: misfit.as_deref(),
+        misfit,
         modes: &Vec::from_iter(modes),
     };
     let not_allowed = held.weigh(judge.policy).err().map(|why| why.for_operator);
