@@ -174,7 +174,7 @@ impl Heritage {
                 self.set_aside.push(file);
                 continue;
             }
-            match FoundRecord::read(&directory, &file, judge.owners) {
+            match FoundRecord::read(&directory, &file, judge.owners)? {
                 Ok(found) => records.push(found),
                 Err(bad) => self.refused.push(bad),
             }

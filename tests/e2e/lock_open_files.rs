@@ -5,12 +5,14 @@ use e2e::broker::BrokerProcess;
 use e2e::uids::Uid;
 use e2e::world::{Side, World};
 use serde_json::{Value, json};
-use xsk_client::wire::{Acquire, BrokerError, SocketKind};
+use xsk_client::wire::{Acquire, BrokerError, Lease, SocketKind};
 use xsk_client::{Broker, CallError};
 
-use crate::lease_scene::{allow_kinds, leases, operator};
+use crate::lease_scene::{allow, allow_kinds, interface, leases, operator};
 use crate::puppet::Puppet;
 
+/// The least that a broker starts with.
+const LEAST: u64 = 128;
 /// With 8 queues, a device takes 7.
 const ON_EACH: u64 = 7;
 
@@ -52,25 +54,54 @@ fn acquire(client: &mut Broker, target: &str, kind: SocketKind) -> Result<(), Br
     })
 }
 
-/// Wherever in its start the kernel gives it no more.
 #[test]
 fn a_start_with_too_few_says_which_limit_and_how_much() {
     let alice = Uid::take().unwrap();
-    for few in [12, 16, 24] {
+    for few in [12, LEAST - 1] {
         let world = World::new().unwrap();
         let mut broker = BrokerProcess::builder()
             .open_files(few)
             .launch(&world, &policy(&[&alice]))
             .unwrap();
-        let status = broker.wait().unwrap();
-        let stderr = broker.process().stderr().join("\n");
-        assert!(matches!(status.code(), Some(1 | 78)), "{few}: {status} {stderr}");
-        let words = format!("RLIMIT_NOFILE is {few} here. A broker wants 128 at least");
-        assert!(
-            stderr.contains(&words) && stderr.contains("LimitNOFILE="),
-            "{stderr}"
-        );
+        assert_refused(&mut broker, few);
     }
+}
+
+/// Each lease that is taken over takes one.
+#[test]
+fn a_restart_with_too_few_changes_nothing_and_says_so() {
+    const LEASES: u32 = 120;
+    let world = World::builder().queues(LEASES).build().unwrap();
+    let alice = Uid::take().unwrap();
+    let mut broker =
+        BrokerProcess::start(&world, &(interface("eth0", "") + &allow(alice.number(), "*"))).unwrap();
+    let user = alice.user().may_pin(256 << 20);
+    let mut holder = Puppet::start(&world, Side::Host, &user);
+    for queue in 1..LEASES {
+        holder.hold(&format!("eth0:{queue}"));
+    }
+    let held = |broker: &BrokerProcess<'_>| -> Vec<_> {
+        let of = |lease: &Lease| (lease.lease, lease.state, lease.holder.pid, lease.queues[0].queue);
+        leases(broker).iter().map(of).collect()
+    };
+    let before = held(&broker);
+    broker.kill().unwrap();
+    broker.relaunch_within(LEAST).unwrap();
+    assert_refused(&mut broker, LEAST);
+    broker.restart().unwrap();
+    assert_eq!(held(&broker), before);
+    assert_eq!(before.len(), usize::try_from(LEASES - 1).unwrap());
+}
+
+fn assert_refused(broker: &mut BrokerProcess<'_>, limit: u64) {
+    let status = broker.wait().unwrap();
+    let stderr = broker.process().stderr().join("\n");
+    assert!(matches!(status.code(), Some(1 | 78)), "{status}: {stderr}");
+    let words = format!("RLIMIT_NOFILE is {limit} here. A broker wants {LEAST} at least");
+    assert!(
+        stderr.contains(&words) && stderr.contains("LimitNOFILE="),
+        "{stderr}"
+    );
 }
 
 #[test]

@@ -296,10 +296,20 @@ impl<'w> BrokerProcess<'w> {
 
     /// The same with a variable of its environment for this one time, and without waiting: for one that is expected to end.
     pub fn relaunch_with(&mut self, name: &str, value: &str) -> Result<()> {
-        ensure!(!self.process.is_running()?, "the broker still runs");
         let mut builder = self.builder.clone();
         builder.environment.push((name.to_owned(), value.to_owned()));
-        self.process = spawn(self.world, &builder, &self.uid)?;
+        self.relaunch(&builder)
+    }
+
+    /// The same with that RLIMIT_NOFILE.
+    pub fn relaunch_within(&mut self, open_files: u64) -> Result<()> {
+        let builder = self.builder.clone().open_files(open_files);
+        self.relaunch(&builder)
+    }
+
+    fn relaunch(&mut self, builder: &BrokerBuilder) -> Result<()> {
+        ensure!(!self.process.is_running()?, "the broker still runs");
+        self.process = spawn(self.world, builder, &self.uid)?;
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rustix::process::{Resource as Limit, Rlimit, getrlimit, setrlimit};
 
 use super::exit::Exit;
@@ -127,9 +127,12 @@ fn fds_hint(error: &anyhow::Error) -> String {
     if !error.chain().any(|cause| errno(cause) == Some(libc::EMFILE)) {
         return String::new();
     }
-    let most = getrlimit(Limit::Nofile).maximum;
+    format!("\n{}", too_few_fds(getrlimit(Limit::Nofile).maximum))
+}
+
+fn too_few_fds(most: Option<u64>) -> String {
     format!(
-        "\nRLIMIT_NOFILE is {} here. A broker wants {} at least, one more for each queue that it grants, and more for clients and \
+        "RLIMIT_NOFILE is {} here. A broker wants {} at least, one more for each queue that it grants, and more for clients and \
          placeholders: LimitNOFILE=65536 in its unit, or `ulimit -n 65536` before it is started",
         most.map_or_else(|| "unlimited".to_owned(), |most| most.to_string()),
         open_files_for(0)
@@ -297,9 +300,12 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     })
 }
 
-/// Takes as many fds as the limit that only root can raise lets us have, and says how many.
+/// Takes as many fds as the limit that only root can raise lets us have, and says how many. With fewer than a broker wants,
+/// one would start or not as its threads happen to meet, and serve nobody.
 fn raise_open_files() -> anyhow::Result<u64> {
     let limit = getrlimit(Limit::Nofile);
+    let most = limit.maximum.unwrap_or(u64::MAX);
+    ensure!(most >= open_files_for(0), "{}", too_few_fds(limit.maximum));
     setrlimit(
         Limit::Nofile,
         Rlimit {
@@ -308,7 +314,7 @@ fn raise_open_files() -> anyhow::Result<u64> {
         },
     )
     .context("cannot raise RLIMIT_NOFILE")?;
-    Ok(limit.maximum.unwrap_or(u64::MAX))
+    Ok(most)
 }
 
 /// The socket for clients of that scope: a service manager's, or one of our own.

@@ -1,6 +1,9 @@
 //! A record as it is found in the run directory: read as strictly as it was written, or refused.
 
+use std::io;
+
 use super::{MOST_BYTES, Record};
+use crate::error::Failure;
 use crate::run_dir::{RunDirectory, SmallFile};
 
 /// One that is right in itself, with its text, by which to say where something is said that cannot be true.
@@ -28,21 +31,41 @@ fn position(at: Option<(usize, usize)>) -> String {
     at.map_or_else(String::new, |(line, column)| format!(":{line}:{column}"))
 }
 
+impl BadRecord {
+    fn of_file(file: &str, why: String) -> Self {
+        Self {
+            file: file.to_owned(),
+            at: None,
+            why,
+        }
+    }
+}
+
 impl FoundRecord {
     /// Reads one. `owners` may have written it: the broker's account, and root.
     ///
     /// # Errors
     ///
-    /// [`BadRecord`].
-    pub fn read(directory: &RunDirectory, file: &str, owners: &[u32]) -> Result<Self, BadRecord> {
-        let bad = |why: String| BadRecord {
-            file: file.to_owned(),
-            at: None,
-            why,
-        };
-        let SmallFile { text, owner, mode } = directory
-            .read(file, MOST_BYTES)
-            .map_err(|error| bad(format!("cannot be read: {error}")))?;
+    /// EMFILE, ENFILE, ENOMEM, which say nothing of the record. Within: [`BadRecord`].
+    pub fn read(
+        directory: &RunDirectory,
+        file: &str,
+        owners: &[u32],
+    ) -> Result<Result<Self, BadRecord>, Failure> {
+        match directory.read(file, MOST_BYTES) {
+            Ok(small) => Ok(Self::parse(file, small, owners)),
+            Err(error) if is_the_broker_short(&error) => Err(Failure::kernel(
+                "open",
+                directory.path().join(file).display(),
+                error,
+            )),
+            Err(error) => Ok(Err(BadRecord::of_file(file, format!("cannot be read: {error}")))),
+        }
+    }
+
+    fn parse(file: &str, small: SmallFile, owners: &[u32]) -> Result<Self, BadRecord> {
+        let bad = |why| BadRecord::of_file(file, why);
+        let SmallFile { text, owner, mode } = small;
         if !owners.contains(&owner) {
             return Err(bad(format!(
                 "belongs to uid {owner}, and only the broker's own are believed"
@@ -69,6 +92,13 @@ impl FoundRecord {
             why,
         }
     }
+}
+
+fn is_the_broker_short(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)
+    )
 }
 
 /// Line and column of a member of the record itself, or of a member of a member.
