@@ -160,13 +160,13 @@ impl Limits {
     /// The same, cut to what a process with so many fds can serve; and where that cuts what all may have, no user may have
     /// more than a quarter of it.
     ///
-    /// A connection takes two fds (the stream, its client's pidfd), a lease one for its holder's pidfd and one for each
-    /// queue. A quarter is left for all else. As many fds as this limit may be in flight (`too_many_unix_fds`).
+    /// A connection takes two fds (the stream, its client's pidfd), a lease two for its holder's pidfd (one is watched) and one
+    /// for each queue. A quarter is left for all else. As many fds as this limit may be in flight (`too_many_unix_fds`).
     #[must_use]
     pub fn within_open_files(mut self, fds: u64) -> Self {
         let most = [
             (Resource::Connections, fds / 8),
-            (Resource::Leases, fds / 4),
+            (Resource::Leases, fds / 8),
             (Resource::Queues, fds / 4),
             (Resource::UnreadFds, fds / 2),
         ];
@@ -226,7 +226,7 @@ mod tests {
         let few = Limits::default().within_open_files(512);
         let of = |resource| (few.per_user.of(resource), few.in_all.of(resource));
         assert_eq!(of(Resource::Connections), (16, 64));
-        assert_eq!(of(Resource::Leases), (32, 128));
+        assert_eq!(of(Resource::Leases), (16, 64));
         assert_eq!(of(Resource::Queues), (32, 128));
         assert_eq!(of(Resource::UnreadFds), (64, 256));
         assert_eq!(of(Resource::UmemBytes), (1 << 30, 16 << 30));

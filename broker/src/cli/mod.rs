@@ -11,6 +11,7 @@ pub mod keepers;
 pub mod list;
 pub mod monitor;
 pub mod output;
+mod open_files;
 mod piece;
 mod place;
 pub mod purge;

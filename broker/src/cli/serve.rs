@@ -1,14 +1,13 @@
 //! `xsk-broker serve`: the daemon's start, in numbered steps.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
-use rustix::process::{Resource as Limit, Rlimit, getrlimit, setrlimit};
+use anyhow::{Context, bail};
 
 use super::exit::Exit;
 use super::inheritance::Outlook;
+use super::open_files;
 use super::place::{self, NotRoot, Place};
 use super::user::User;
 use crate::activation::{Passed, PassedSocket};
@@ -25,7 +24,6 @@ use crate::kernel::queue_lock::{self, Lsm, Scratch, Taints};
 use crate::manager::Manager;
 use crate::policy::{Loaded, Origin, Policy, Strictness};
 use crate::privileges::{self, Account};
-use crate::quota::open_files_for;
 use crate::reload::PolicySource;
 use crate::report::Scope;
 use crate::server::{self, Listener};
@@ -103,40 +101,17 @@ pub fn run(args: &ServeArgs) -> Exit {
     match result {
         Ok(()) => Exit::Ok,
         Err(Failed::Setup(error)) => {
-            eprintln!("xsk-broker: {}{}", chain(error.as_ref()), fds_hint(&error));
+            eprintln!("xsk-broker: {}{}", chain(error.as_ref()), open_files::hint(&error));
             match error.is::<NotRoot>() {
                 true => Exit::Denied,
                 false => Exit::Config,
             }
         }
         Err(Failed::Serving(error)) => {
-            eprintln!("xsk-broker: {}{}", chain(error.as_ref()), fds_hint(&error));
+            eprintln!("xsk-broker: {}{}", chain(error.as_ref()), open_files::hint(&error));
             Exit::Failed
         }
     }
-}
-
-/// What to do where the kernel gives no more fds: it does not say whose limit that is.
-fn fds_hint(error: &anyhow::Error) -> String {
-    let errno = |cause: &(dyn std::error::Error + 'static)| {
-        let io = cause
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::raw_os_error);
-        io.or_else(|| Some(cause.downcast_ref::<rustix::io::Errno>()?.raw_os_error()))
-    };
-    if !error.chain().any(|cause| errno(cause) == Some(libc::EMFILE)) {
-        return String::new();
-    }
-    format!("\n{}", too_few_fds(getrlimit(Limit::Nofile).maximum))
-}
-
-fn too_few_fds(most: Option<u64>) -> String {
-    format!(
-        "RLIMIT_NOFILE is {} here. A broker wants {} at least, one more for each queue that it grants, and more for clients and \
-         placeholders: LimitNOFILE=65536 in its unit, or `ulimit -n 65536` before it is started",
-        most.map_or_else(|| "unlimited".to_owned(), |most| most.to_string()),
-        open_files_for(0)
-    )
 }
 
 /// At which stage it failed.
@@ -204,7 +179,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     // 1. Root, and an account to end as. And as many fds as the kernel lets us have: each lease takes one for each queue.
     place::demand_root("serve must be started by root; it gives root up by itself (see --user)")?;
     let account = account(&args.user)?;
-    let open_files = raise_open_files()?;
+    let open_files = open_files::raise()?;
 
     // 2. The policy: a wrong one never starts the daemon. NSS is asked for names here, and never later.
     let (origin, loaded) = policy(args)?;
@@ -222,6 +197,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         stored: &stored,
     };
     let heritage = Heritage::find(&args.run_dir, Some(&pins), judge)?;
+    open_files::demand_for(heritage.leases.len())?;
     let journal = Journal::open(&args.run_dir, place.lock_file()?)?;
     let locks = queue_lock_parts(&loaded.policy, &args.run_dir, &pins, &stored)?;
 
@@ -298,23 +274,6 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         log,
         _lock: place.keep(),
     })
-}
-
-/// Takes as many fds as the limit that only root can raise lets us have, and says how many. With fewer than a broker wants,
-/// one would start or not as its threads happen to meet, and serve nobody.
-fn raise_open_files() -> anyhow::Result<u64> {
-    let limit = getrlimit(Limit::Nofile);
-    let most = limit.maximum.unwrap_or(u64::MAX);
-    ensure!(most >= open_files_for(0), "{}", too_few_fds(limit.maximum));
-    setrlimit(
-        Limit::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            ..limit
-        },
-    )
-    .context("cannot raise RLIMIT_NOFILE")?;
-    Ok(most)
 }
 
 /// The socket for clients of that scope: a service manager's, or one of our own.
