@@ -18,6 +18,7 @@ use crate::error::{Failure, chain};
 use crate::fd_store::Name;
 use crate::heritage::{self, Fate, Heritage};
 use crate::identity::Process;
+use crate::kernel::origin;
 use crate::kernel::pinned::PinnedProgram;
 use crate::kernel::queue_lock::{NotNow, Unconfined};
 use crate::kernel::queue_probe::QueueUse;
@@ -233,15 +234,20 @@ fn resume(engine: &mut Engine, record: &Record, fate: Fate) -> Resumed {
             return Resumed::Gone(Reason::Restarted);
         }
     };
-    let id = lease.id();
+    let (id, index) = (lease.id(), lease.device().index);
     // What may be unbound is confined again before anything else is served or ended, if all of it is there.
     let confined = match record.stage {
         Stage::Active => {
             engine.locks.are_bound(&lease);
             Ok(())
         }
-        // Once it has ended, what was bound is confined by that.
-        Stage::Ended if !lease.sockets.iter().any(is_unbound) => Ok(()),
+        // Once it has ended, what was bound is confined by that, and so is what was retired.
+        Stage::Ended if !lease.sockets.iter().any(|leased| is_unbound(leased, index)) => {
+            if is_whole(&lease) {
+                engine.locks.are_settled(&lease);
+            }
+            Ok(())
+        }
         Stage::Pending | Stage::Ended => confine_anew(engine, &mut lease),
     };
     let reason = match confined {
@@ -290,8 +296,7 @@ fn resume(engine: &mut Engine, record: &Record, fate: Fate) -> Resumed {
 ///
 /// Why not, in words: what was not confined must not go on.
 fn confine_anew(engine: &mut Engine, lease: &mut Lease) -> Result<(), String> {
-    let is_whole = lease.sockets.iter().all(|leased| leased.socket.is_some());
-    if lease.terms().sockets() == SocketKind::Bound || !is_whole {
+    if lease.terms().sockets() == SocketKind::Bound || !is_whole(lease) {
         return Ok(());
     }
     let standing = engine.fd_store.take_placeholders(lease.device().index);
@@ -309,9 +314,17 @@ fn confine_anew(engine: &mut Engine, lease: &mut Lease) -> Result<(), String> {
     }
 }
 
-fn is_unbound(leased: &LeasedSocket) -> bool {
-    let socket = leased.socket.as_ref();
-    socket.is_some_and(|socket| !socket.is_bound().unwrap_or(false))
+/// Whether the broker has an fd of each of its sockets.
+fn is_whole(lease: &Lease) -> bool {
+    lease.sockets.iter().all(|leased| leased.socket.is_some())
+}
+
+/// Whether it can be bound to a queue of the device of that index still. One that was to be retired is confined to another.
+fn is_unbound(leased: &LeasedSocket, index: u32) -> bool {
+    leased.socket.as_ref().is_some_and(|socket| {
+        let is_elsewhere = origin::confined_to(socket).is_ok_and(|confined| confined != index);
+        !is_elsewhere && !socket.is_bound().unwrap_or(false)
+    })
 }
 
 /// The lease that a record speaks of.

@@ -152,6 +152,7 @@ fn over(engine: &mut Engine, id: LeaseId, retired: Retired) {
     let Some(lease) = engine.leases.get_mut(id) else {
         return;
     };
+    fail_point::pass("end: retired");
     let sockets = std::mem::take(&mut lease.sockets);
     let confinement = lease.confinement.take();
     lease.bound_at_end |= retired == Retired::SomeBound;
@@ -164,13 +165,16 @@ fn over(engine: &mut Engine, id: LeaseId, retired: Retired) {
         lease.linger_wait = Duration::ZERO;
         lease.due().set(Instant::now());
     }
+    // Before the sockets, with which goes what the service manager has kept of them: by that the next broker sees that none
+    // is unbound.
+    if let Some(confinement) = confinement {
+        confinement.settle();
+    }
+    fail_point::pass("end: unconfined");
     match retired {
         // Bound after all: closing such a one takes its time.
         Retired::SomeBound => part_with(engine, id, sockets),
         Retired::All => drop(sockets),
-    }
-    if let Some(confinement) = confinement {
-        confinement.settle();
     }
     match (lingers, delivered) {
         (true, _) => {

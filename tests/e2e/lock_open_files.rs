@@ -101,7 +101,10 @@ fn a_restart_takes_all_leases_over_or_changes_nothing_and_says_so() {
             }
         }
     }
-    println!("{LEASES} leases are taken over with RLIMIT_NOFILE {}", LEAST + refused);
+    println!(
+        "{LEASES} leases are taken over with RLIMIT_NOFILE {}",
+        LEAST + refused
+    );
     assert!(refused > 0 && refused < u64::from(3 * LEASES), "{refused}");
 }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::holder::Holder;
+use e2e::patience::stretched;
 use e2e::uids::User;
 use e2e::world::{Side, World};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ pub(crate) enum Order {
     Reconnect,
     /// Closes its connection.
     Disconnect,
+    /// Waits no longer for an answer than this.
+    Patience { ms: u64 },
     /// `Acquire`, with rings of that size.
     Acquire {
         target: String,
@@ -202,6 +205,12 @@ impl Puppet {
     }
 
     /// Acquires with rings of 2048; gives the lease.
+    /// Waits no longer for the broker than this, where that is known to be gone.
+    pub(crate) fn patience(&mut self, patience: Duration) {
+        let ms = u64::try_from(stretched(patience).as_millis()).unwrap();
+        self.ask(&Order::Patience { ms }).unwrap();
+    }
+
     pub(crate) fn acquire(&mut self, target: &str) -> Result<u64, Failure> {
         self.acquire_kind(target, SocketKind::Prepared)
     }

@@ -72,6 +72,10 @@ impl Puppet {
                 self.broker = None;
                 value(())
             }
+            Order::Patience { ms } => {
+                self.broker()?.set_timeout(Duration::from_millis(ms));
+                value(())
+            }
             Order::Acquire {
                 target,
                 kind,

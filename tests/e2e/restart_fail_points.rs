@@ -24,7 +24,7 @@ const ATTACH: [&str; 4] = [
     "attach: link pinned",
 ];
 /// Those of a holder's life that binds by itself.
-pub(crate) const LIFE: [&str; 13] = [
+pub(crate) const LIFE: [&str; 15] = [
     "acquire: reserved",
     "acquire: written down",
     "acquire: sockets made",
@@ -37,6 +37,8 @@ pub(crate) const LIFE: [&str; 13] = [
     "end: begun",
     "end: written down",
     "end: slots emptied",
+    "end: retired",
+    "end: unconfined",
     "end: free",
 ];
 /// Those of one for whom the broker binds.

@@ -40,9 +40,9 @@ pub(super) fn demand_for(leases: usize) -> anyhow::Result<()> {
     // Its holder has a pidfd by now, which is watched by another.
     let dup = || rustix::io::fcntl_dupfd_cloexec(io::stdin(), 0).map_err(io::Error::from);
     let spare: io::Result<Vec<OwnedFd>> = (0..leases + SERVING).map(|_| dup()).collect();
-    spare
-        .map(drop)
-        .with_context(|| format!("there are no fds for {leases} leases that are to be taken over and {SERVING} more"))
+    spare.map(drop).with_context(|| {
+        format!("there are no fds for {leases} leases that are to be taken over and {SERVING} more")
+    })
 }
 
 /// What to do where the kernel gives no more fds: it does not say whose limit that is.

@@ -101,14 +101,22 @@ pub fn run(args: &ServeArgs) -> Exit {
     match result {
         Ok(()) => Exit::Ok,
         Err(Failed::Setup(error)) => {
-            eprintln!("xsk-broker: {}{}", chain(error.as_ref()), open_files::hint(&error));
+            eprintln!(
+                "xsk-broker: {}{}",
+                chain(error.as_ref()),
+                open_files::hint(&error)
+            );
             match error.is::<NotRoot>() {
                 true => Exit::Denied,
                 false => Exit::Config,
             }
         }
         Err(Failed::Serving(error)) => {
-            eprintln!("xsk-broker: {}{}", chain(error.as_ref()), open_files::hint(&error));
+            eprintln!(
+                "xsk-broker: {}{}",
+                chain(error.as_ref()),
+                open_files::hint(&error)
+            );
             Exit::Failed
         }
     }

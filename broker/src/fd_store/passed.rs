@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, sockopt};
 
-use crate::kernel::origin;
-use crate::record::{Record, RecordedSocket};
+use crate::kernel::{origin, queue_lock};
+use crate::record::{Record, RecordedSocket, Stage};
 
 /// What an fd is, which its name in the store says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,7 +103,8 @@ impl Passed {
 }
 
 /// Whether this is the socket of a lease's queue, as far as it was written down and the kernel tells: an AF_XDP socket of this
-/// network namespace, confined to the lease's device; its inode is not known of one that was not seen bound.
+/// network namespace, confined to the lease's device, or to the scratch device where it was retired after the lease had ended;
+/// its inode is not known of one that was not seen bound.
 pub(super) fn is_socket_of(fd: &OwnedFd, record: &Record, queue: u32) -> bool {
     let recorded = record.sockets.iter().find(|socket| socket.queue == queue);
     let inode = recorded.and_then(|socket| socket.inode);
@@ -112,7 +113,11 @@ pub(super) fn is_socket_of(fd: &OwnedFd, record: &Record, queue: u32) -> bool {
 }
 
 fn is_confined(fd: &OwnedFd, record: &Record) -> bool {
-    is_socket(fd) && origin::confined_to(fd).is_ok_and(|index| index == record.interface_index)
+    let may_be_retired = record.stage == Stage::Ended;
+    is_socket(fd)
+        && origin::confined_to(fd).is_ok_and(|index| {
+            index == record.interface_index || (may_be_retired && queue_lock::was_scratch(index))
+        })
 }
 
 /// Whether this is an AF_XDP socket of this network namespace.

@@ -21,7 +21,7 @@ pub use lsm::{Lsm, NotInForce, is_left_in, is_pin, take_down_left};
 pub use placeholders::{KeptSocket, NotNow};
 pub use retire::{Retired, Retirement};
 pub use room::NoRoom;
-pub use scratch::Scratch;
+pub use scratch::{Scratch, was_scratch};
 pub use taint::{Found as FoundTaint, TaintedBy, Taints, look as look_for_taints};
 
 use crate::device::Device;
@@ -190,8 +190,8 @@ impl QueueLocks {
                     .taints
                     .announce(device.index, reservation.id(), reservation.holder())?;
                 Ok(Confinement::Placeholders {
-                    _guard: guard,
                     announced,
+                    _guard: guard,
                 })
             }
             QueueLock::Lsm => match &self.lsm {
@@ -224,8 +224,8 @@ impl QueueLocks {
                 let announced = self.taints.resume(device.index, lease.id(), holder)?;
                 let announced = announced.map_err(Unconfined::Tainted)?;
                 Ok(Confinement::Placeholders {
-                    _guard: guard,
                     announced,
+                    _guard: guard,
                 })
             }
             QueueLock::Lsm => match &self.lsm {
@@ -248,6 +248,12 @@ impl QueueLocks {
         if let (QueueLock::Lsm, Ok(lsm)) = (lease.queue_lock(), &self.lsm) {
             lsm.forget(sockets);
         }
+    }
+
+    /// Sockets of a lease that had ended when it was taken over can be bound to nothing: each is bound or retired, though the
+    /// broker before may have been killed before it said so.
+    pub fn are_settled(&mut self, lease: &Lease) {
+        self.taints.forget(lease.device().index, lease.id());
     }
 
     /// Ends what is out of other brokers' and was not resumed, and tells of it: `resumed` is what was.
@@ -353,11 +359,12 @@ impl QueueLocks {
 pub enum Confinement {
     /// Nothing does.
     None,
-    /// Placeholders.
+    /// Placeholders. What is announced goes first: with the guard goes what the service manager has kept of the sockets, by which
+    /// the next broker would see that they are not unbound any more.
     Placeholders {
-        _guard: Guard,
         /// Who has the sockets.
         announced: Announced,
+        _guard: Guard,
     },
     /// The kernel asks.
     Lsm(Leash),

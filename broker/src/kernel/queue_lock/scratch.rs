@@ -17,9 +17,10 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use xsk_client::wire::InterfaceName;
 
 use crate::error::Failure;
-use crate::kernel::netlink;
+use crate::kernel::netlink::{self, Link};
 use crate::privileges;
 
 /// Where scratch devices come from. Cheap to clone.
@@ -122,12 +123,24 @@ impl Drop for ScratchDevice {
     }
 }
 
+/// Whether a device may have been a scratch device of a broker before this one: it is no more, or about to go.
+pub fn was_scratch(index: u32) -> bool {
+    let is_other = |(name, link): &(_, Link)| link.index == index && !is_name(name);
+    index != 0 && netlink::devices().is_ok_and(|devices| !devices.iter().any(is_other))
+}
+
+const NAME: &str = "xskr";
+
 /// At most 15 bytes: the largest process id has 7 digits.
 fn next_name() -> String {
     static LAST: AtomicU32 = AtomicU32::new(0);
 
     let number = LAST.fetch_add(1, Ordering::Relaxed) % 1000;
-    format!("xskr{}-{number}", std::process::id())
+    format!("{NAME}{}-{number}", std::process::id())
+}
+
+fn is_name(name: &InterfaceName) -> bool {
+    name.as_str().starts_with(NAME)
 }
 
 fn new_veth(name: &str, queues: u32, peer_namespace: i32) -> RouteNetlinkMessage {
