@@ -260,8 +260,8 @@ fn devices_change_as_told() {
 
     netlink.set_link(index, LinkState::Down).unwrap();
     assert!(!netlink.link("eth0").unwrap().up);
-    netlink.rename(index, "uplink").unwrap();
     netlink.set_link(index, LinkState::Up).unwrap();
+    netlink.rename(index, "uplink").unwrap();
     assert!(netlink.link("uplink").unwrap().up);
     netlink.set_mtu(index, 3000).unwrap();
     netlink.delete(index).unwrap();

@@ -129,9 +129,7 @@ fn renamed_the_lease_goes_on_under_the_new_name() {
     let people = start_cli(&scene.world, None, &["monitor"]).unwrap();
     let begun = |line: &str| line.contains(" eth0:3 active").then_some(());
     people.wait_stdout(IDLE, begun).unwrap();
-    scene.netlink().set_link(scene.index(), Set::Down).unwrap();
     scene.netlink().rename(scene.index(), "wan0").unwrap();
-    scene.netlink().set_link(scene.index(), Set::Up).unwrap();
     let renamed = device_event(&mut monitor, |event| {
         event.up && event.interface.as_str() == "wan0"
     });

@@ -41,10 +41,8 @@ fn told(broker: &BrokerProcess<'_>, monitor: &mut Monitor, lease: u64) -> Option
 }
 
 fn rename(world: &World, name: &str) {
-    let (netlink, index) = (world.netlink(Side::Host), world.device(Side::Host).index);
-    netlink.set_link(index, Set::Down).unwrap();
-    netlink.rename(index, name).unwrap();
-    netlink.set_link(index, Set::Up).unwrap();
+    let index = world.device(Side::Host).index;
+    world.netlink(Side::Host).rename(index, name).unwrap();
 }
 
 #[test]

@@ -1,16 +1,20 @@
 //! A broker with a wrong policy, or in a wrong place, never starts: exit code 78, and words that say what to do.
 
+use std::path::Path;
 use std::process::Command;
 
 use e2e::broker::{BrokerProcess, Output, Paths, cli, start_cli};
 use e2e::process::Process;
 use e2e::raw_client::PATIENCE;
+use e2e::skip;
+use e2e::skip::Skip;
 use e2e::uids::{Uid, User};
 use e2e::world::{Side, World};
 use rustix::process::Signal;
 
 use crate::scene::{EVERY_INTERFACE, Scene, tenant_rule};
 
+const SHELL: &str = "/bin/sh";
 /// EX_CONFIG
 const WRONG_SETUP: i32 = 78;
 /// EX_NOPERM
@@ -201,6 +205,9 @@ fn two_brokers_never_share_their_directories() {
 /// What is said to be missing is all that is.
 #[test]
 fn the_mount_that_it_names_is_one_that_it_starts_with() {
+    if !Path::new(SHELL).exists() {
+        skip!(Skip::without("sh"));
+    }
     let world = World::new().unwrap();
     world
         .write("x.toml", &(tenant_rule(64_099) + EVERY_INTERFACE), 0o644)
@@ -209,7 +216,7 @@ fn the_mount_that_it_names_is_one_that_it_starts_with() {
     let told = serve(&world, None, "x", &elsewhere);
     let command = "mkdir -p /run/of/its/own && mount -t bpf bpf /run/of/its/own";
     refuses(&told, &[command]);
-    let mut shell = Command::new("/bin/sh");
+    let mut shell = Command::new(SHELL);
     shell.args(["-c", command]);
     let mut shell = Process::spawn(world.namespace(Side::Host), None, shell).unwrap();
     assert!(shell.wait(PATIENCE).unwrap().success(), "{}", shell.last_words());

@@ -157,12 +157,14 @@ impl Netlink {
             .with_context(|| format!("making device {index} promiscuous, or not"))
     }
 
-    /// Renames a device. Kernels before 6.2 want it down for that.
+    /// Renames a device that is up: down for the while, as kernels before 6.2 want it.
     pub fn rename(&self, index: u32, name: &str) -> Result<()> {
+        self.set_link(index, LinkState::Down)?;
         let mut message = link(index);
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         self.change(RouteNetlinkMessage::SetLink(message), 0)
-            .with_context(|| format!("renaming device {index} to {name}"))
+            .with_context(|| format!("renaming device {index} to {name}"))?;
+        self.set_link(index, LinkState::Up)
     }
 
     /// Sets a device's MTU.
