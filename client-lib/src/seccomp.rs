@@ -49,6 +49,7 @@ pub const OPEN: &[SystemCall] = calls! {
     ftruncate: SYS_ftruncate, "the umem's length";
     fstat: SYS_fstat, "a umem that the broker made (kind bound)";
     mmap: SYS_mmap, "the umem and the rings";
+    madvise: SYS_madvise, "having all pages of the umem there";
     setsockopt: SYS_setsockopt, "registering the umem, making rings (kind bare), options";
     getsockopt: SYS_getsockopt, "where the rings lie, and the mode";
     bind: SYS_bind, "binding the socket (kinds prepared and bare)";

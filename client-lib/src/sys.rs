@@ -238,7 +238,9 @@ pub fn mmap_offsets(socket: impl AsFd) -> io::Result<MmapOffsets> {
 /// Whether a mapping's pages are there from the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Prefault {
-    /// All at once (`MAP_POPULATE`).
+    /// All at once, and as if each had been written to (`MADV_POPULATE_WRITE`, Linux 5.14). A page that was only read, as
+    /// `MAP_POPULATE` does for a shared mapping, is a hole to the kernel still, which it drops when it looks for memory
+    /// (`shmem_recalc_inode`, mm/shmem.c); before 5.14 that may happen.
     Yes,
     /// Each when it is first touched.
     No,
@@ -264,12 +266,33 @@ impl Mapping {
     /// # Errors
     ///
     /// What mmap says; for a ring EINVAL where the socket lacks it or it is smaller, EBUSY on a bound socket below
-    /// about Linux 6.4 (`xsk_mmap`, net/xdp/xsk.c).
+    /// about Linux 6.4 (`xsk_mmap`, net/xdp/xsk.c). ENOMEM or EFAULT where pages that are to be there cannot be had.
     pub fn new(fd: impl AsFd, offset: u64, bytes: usize, prefault: Prefault) -> io::Result<Self> {
-        Ok(Self {
+        let mapping = Self {
             start: map(fd.as_fd(), offset, bytes, prefault)?,
             bytes,
-        })
+        };
+        if prefault == Prefault::Yes {
+            mapping.write_to_every_page()?;
+        }
+        Ok(mapping)
+    }
+
+    #[cfg(not(miri))]
+    fn write_to_every_page(&self) -> io::Result<()> {
+        let advice = rustix::mm::Advice::LinuxPopulateWrite;
+        // SAFETY: the range is this mapping's; the advice has pages there and marks them, and changes nothing in them.
+        match unsafe { rustix::mm::madvise(self.start.as_ptr(), self.bytes, advice) } {
+            // Before Linux 5.14; or it maps a ring, whose pages are the kernel's.
+            Err(Errno::INVAL) => Ok(()),
+            written => Ok(written?),
+        }
+    }
+
+    #[cfg(miri)]
+    #[expect(clippy::unused_self, reason = "as above")]
+    fn write_to_every_page(&self) -> io::Result<()> {
+        Ok(())
     }
 
     /// Its first byte. Aligned to a page.
@@ -322,6 +345,23 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    #[test]
+    #[cfg(not(miri))]
+    fn the_kernel_keeps_what_was_prefaulted() {
+        const BYTES: usize = 1 << 20;
+
+        let memfd = rustix::fs::memfd_create("prefaulted", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&memfd, 1 << 20).unwrap();
+        let there = || rustix::fs::fstat(&memfd).unwrap().st_blocks * 512;
+        let mapping = Mapping::new(&memfd, 0, BYTES, Prefault::Yes).unwrap();
+        // As a machine that is short of memory does by itself.
+        let advice = rustix::mm::Advice::LinuxPageOut;
+        // SAFETY: the range is the mapping's, and what is in its pages stays as it is.
+        unsafe { rustix::mm::madvise(mapping.start.as_ptr(), BYTES, advice) }.unwrap();
+        // A machine with swap may have put them there, and counts them all the same.
+        assert_eq!(there(), 1 << 20);
+    }
 
     #[test]
     fn is_bound_asks_xdp_sockets_only() {

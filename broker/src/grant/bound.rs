@@ -184,7 +184,7 @@ fn reply(lease: &Lease) -> BindReply {
 pub(super) fn bind_first(lease: &Lease) -> BrokerError {
     let queue = lease.terms().queues().iter().next().unwrap_or_default();
     let message = format!(
-        "lease {} is of kind bound, and nothing is bound yet: touch every page of the umem, then call Bind, then Activate",
+        "lease {} is of kind bound, and nothing is bound yet: write to every page of the umem, then call Bind, then Activate",
         lease.id(),
     );
     BrokerError::NotBound {
@@ -225,8 +225,9 @@ fn already_bound(lease: &Lease) -> BrokerError {
 fn not_populated(lease: &Lease, umem: &Umem, populated_bytes: u64) -> BrokerError {
     let umem_bytes = umem.shape().bytes();
     let message = format!(
-        "{populated_bytes} of {umem_bytes} bytes of the umem of lease {} are there: touch every page of it (mmap with \
-         MAP_SHARED and MAP_POPULATE), so that they are charged to your own cgroup, then call Bind again",
+        "{populated_bytes} of {umem_bytes} bytes of the umem of lease {} are there: write to every page of it (mmap with \
+         MAP_SHARED, then madvise with MADV_POPULATE_WRITE), so that they are charged to your own cgroup, and that the kernel keeps \
+         them; then call Bind again",
         lease.id(),
     );
     BrokerError::UmemNotPopulated {

@@ -17,7 +17,8 @@
  * mapped by hand, and then libxdp's inline functions for rings work as ever:
  *
  *     xsk_client_acquire(client, &request, &grant);
- *     mmap(NULL, xsk_grant_umem_bytes(grant), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, xsk_grant_umem_fd(grant), 0);
+ *     memory = mmap(NULL, xsk_grant_umem_bytes(grant), PROT_READ | PROT_WRITE, MAP_SHARED, xsk_grant_umem_fd(grant), 0);
+ *     memset(memory, 0, xsk_grant_umem_bytes(grant));
  *     xsk_client_bind(client, grant);
  *     fd = xsk_grant_fd(grant, 0);        and mmap() of its rings
  *     xsk_client_activate(client, xsk_grant_lease(grant));

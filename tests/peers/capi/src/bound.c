@@ -121,14 +121,14 @@ int bound_main(int argc, char **argv)
 		return 1;
 	}
 	/* A page that is missing is told, and nothing is lost by that. */
-	if (xsk_client_bind(client, grant) != XSK_CLIENT_REFUSED || !strstr(xsk_client_error(), "touch every page")) {
+	if (xsk_client_bind(client, grant) != XSK_CLIENT_REFUSED || !strstr(xsk_client_error(), "write to every page")) {
 		fprintf(stderr, "a sparse umem: %s\n", xsk_client_error());
 		return 1;
 	}
-	memory = mmap(NULL, xsk_grant_umem_bytes(grant), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
-		      xsk_grant_umem_fd(grant), 0);
+	memory = mmap(NULL, xsk_grant_umem_bytes(grant), PROT_READ | PROT_WRITE, MAP_SHARED, xsk_grant_umem_fd(grant), 0);
 	if (memory == MAP_FAILED)
 		fail("mmap of the umem");
+	memset(memory, 0, xsk_grant_umem_bytes(grant));
 	check_client(xsk_client_bind(client, grant), "bind");
 	fd = xsk_grant_fd(grant, 0);
 	if (getsockopt(fd, SOL_XDP, XDP_MMAP_OFFSETS, &offsets, &length))
