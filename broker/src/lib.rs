@@ -44,6 +44,7 @@ pub mod revoke;
 pub mod run_dir;
 pub mod server;
 mod service;
+mod signals;
 pub mod transfer;
 pub mod turns;
 pub mod unread;

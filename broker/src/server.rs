@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use rustix::fs::Mode;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use xsk_client::wire::{BrokerError, encode};
 
@@ -34,6 +33,7 @@ use crate::notify;
 use crate::quota::Resource;
 use crate::reload;
 use crate::report::Scope;
+use crate::signals::{Asked, Signals};
 use crate::watch::Watch;
 
 /// How many may wait to be accepted; the kernel takes no more than net.core.somaxconn.
@@ -125,12 +125,9 @@ pub async fn run(
     accounts: &Accounts,
     sources: Vec<LinkEvents>,
     manager: Manager,
+    mut signals: Signals,
 ) -> Result<(), Failure> {
     let failed = |call| move |source| Failure::kernel(call, "the runtime", source);
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed("signal(SIGTERM)"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("signal(SIGINT)"))?;
-    let mut restart = signal(SignalKind::user_defined1()).map_err(failed("signal(SIGUSR1)"))?;
-    let mut hang_up = signal(SignalKind::hangup()).map_err(failed("signal(SIGHUP)"))?;
     let mut paths = Vec::new();
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
@@ -161,12 +158,10 @@ pub async fn run(
     let mut engine_ended = engine.ended;
     let stop_for = loop {
         tokio::select! {
-            _ = terminate.recv() => break StopFor::Good,
-            _ = interrupt.recv() => break StopFor::Good,
-            _ = restart.recv() => break StopFor::Restart,
-            _ = hang_up.recv() => {
-                tasks.spawn(reload::at_signal(engine.handle.clone()));
-            }
+            asked = signals.next() => match asked {
+                Asked::Stop(stop_for) => break stop_for,
+                Asked::Reload => drop(tasks.spawn(reload::at_signal(engine.handle.clone()))),
+            },
             // Those that accept and watch go on for ever; a reload is over.
             Some(_) = tasks.join_next() => {}
             _ = &mut engine_ended => return Err(Failure::EngineStopped),

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use tokio::runtime::Runtime;
 
 use super::exit::Exit;
 use super::inheritance::Outlook;
@@ -27,6 +28,7 @@ use crate::privileges::{self, Account};
 use crate::reload::PolicySource;
 use crate::report::Scope;
 use crate::server::{self, Listener};
+use crate::signals::Signals;
 
 /// Run the broker in the foreground; a service manager restarts it and keeps its log.
 ///
@@ -148,25 +150,23 @@ fn dry_run(args: &ServeArgs) -> anyhow::Result<()> {
 
 fn serve(args: &ServeArgs) -> Result<(), Failed> {
     let started = start(args).map_err(Failed::Setup)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot make the runtime")
-        .map_err(Failed::Setup)?;
     // Dropped last, after the engine has ended, by a panic too: it writes what the engine has said.
     let _log = started.log;
-    let served = runtime.block_on(server::run(
+    let served = started.runtime.block_on(server::run(
         started.listeners,
         started.engine,
         &started.accounts,
         started.links,
         started.manager,
+        started.signals,
     ));
     served.context("the broker stopped").map_err(Failed::Serving)
 }
 
 /// What serving takes.
 struct Started {
+    runtime: Runtime,
+    signals: Signals,
     listeners: [Listener; 2],
     engine: engine::Running,
     accounts: Accounts,
@@ -245,6 +245,15 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     }
 
     // 8. The engine's thread keeps the four capabilities permitted; this one, which talks to clients, keeps none.
+    // Whoever has read that it serves may stop it.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot make the runtime")?;
+    let signals = {
+        let _on_it = runtime.enter();
+        Signals::hear()?
+    };
     let accounts = Accounts::new(loaded.policy.limits().within_open_files(open_files));
     let message = format!(
         "serving {} and {} as uid {}",
@@ -274,6 +283,8 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     // 9. What is said above is written by a thread that has no capability either.
     let log = Writer::start(&audit, sink)?;
     Ok(Started {
+        runtime,
+        signals,
         listeners,
         engine,
         accounts,
