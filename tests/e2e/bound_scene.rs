@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Instant;
 
 use e2e::raw_xsk::{CHUNK_BYTES, RawXsk, RingEntries};
 use rustix::io::Errno;
@@ -13,7 +14,7 @@ use xsk_client::sys::{Mapping, Prefault};
 use xsk_client::wire::{Acquire, Acquired, BindReply, Direction, RingSizes, SocketKind, UmemShape};
 use xsk_client::{CallError, wire::BrokerError};
 
-use crate::lease_scene::interface;
+use crate::lease_scene::{PATIENCE, interface};
 
 /// Leaves the test where the kernel is too old for the kind; `kernel_status` shows what the broker says there.
 macro_rules! needs_bound {
@@ -84,6 +85,20 @@ impl Acquisition {
         })
     }
 
+    /// The same for a queue that a slow kernel may not have let go of yet.
+    pub(crate) fn when_free(socket: &Path, wish: &Acquire) -> Self {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match Self::new(socket, wish) {
+                Ok(acquisition) => return acquisition,
+                Err(error) => match error.retry_after() {
+                    Some(pause) if Instant::now() < deadline => std::thread::sleep(pause),
+                    _ => panic!("{error}"),
+                },
+            }
+        }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         usize::try_from(self.acquired.umem.unwrap().bytes()).unwrap()
     }
@@ -134,7 +149,7 @@ pub(crate) struct Held {
 impl Held {
     /// All the way.
     pub(crate) fn new(socket: &Path, wish: &Acquire) -> Self {
-        let mut held = Acquisition::new(socket, wish).unwrap().hold();
+        let mut held = Acquisition::when_free(socket, wish).hold();
         held.broker.activate(held.lease).unwrap();
         held
     }

@@ -144,7 +144,7 @@ fn a_hole_that_is_punched_in_the_middle_is_told_and_harms_nobody() {
     world
         .run_as(Side::Host, &alice.user(), || {
             for _ in 0..ROUNDS {
-                let mut acquisition = Acquisition::new(&socket, &wish("eth0:3", Direction::Rx)).unwrap();
+                let mut acquisition = Acquisition::when_free(&socket, &wish("eth0:3", Direction::Rx));
                 let memory = acquisition.populate();
                 let over = AtomicBool::new(false);
                 let memfd = acquisition.memfd.try_clone().unwrap();

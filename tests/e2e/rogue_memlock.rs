@@ -14,7 +14,7 @@ const ALL: u32 = 2048;
 fn one_uids_memlock_is_not_anothers() {
     for_each(|scene| {
         let hold = |puppet: &mut Puppet, queue: u32, kind, chunks| {
-            let lease = puppet.acquire_kind(&format!("eth0:{queue}"), kind).unwrap();
+            let lease = puppet.acquire_kind_when_free(&format!("eth0:{queue}"), kind);
             let bound = puppet.ask(&Order::Bind {
                 lease,
                 chunk_bytes: 4096,

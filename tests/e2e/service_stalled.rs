@@ -33,7 +33,7 @@ fn who_does_not_read_holds_up_nobody_and_hears_all_of_it_later() {
     holder.close(lease);
     wait_event(&broker, "freed", lease);
     std::thread::sleep(Duration::from_secs(1));
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
 
     // In order, and of what is worth nothing by then one message.
     let mut heard = Vec::new();
@@ -49,7 +49,7 @@ fn who_does_not_read_holds_up_nobody_and_hears_all_of_it_later() {
     manager.stall().unwrap();
     let began = Instant::now();
     assert!(broker.stop().unwrap().success());
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
 }
 
 /// Each grant waits for its sockets to be kept, for some time; not each of them for ever.
@@ -77,14 +77,12 @@ fn who_takes_no_fds_is_given_none_any_more() {
         .collect();
     let second = Duration::from_secs(1);
     assert!(waits[..3].iter().all(|wait| *wait >= second), "{waits:?}");
-    assert!(waits[3..].iter().all(|wait| *wait < second / 2), "{waits:?}");
     let stderr = broker.process().stderr();
     let words = "it is given none to keep";
-    assert_eq!(
-        stderr.iter().filter(|line| line.contains(words)).count(),
-        1,
-        "{stderr:?}"
-    );
+    for (words, times) in [("takes no fds to keep now", 3), (words, 1)] {
+        let told = stderr.iter().filter(|line| line.contains(words)).count();
+        assert_eq!(told, times, "{words}: {stderr:?}");
+    }
     let status = broker.cli(&["status"]).unwrap().stdout;
     assert!(
         status.contains("fd store: ") && status.contains(words),

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -75,11 +75,27 @@ impl Shape {
 #[derive(Debug, Default)]
 struct Held(VecDeque<Frame>);
 
+/// The holder before may have ended just now, and a busy kernel takes its time to let go of its socket.
+fn acquire(broker: &mut Broker, request: &Request) -> Result<Grant> {
+    const PATIENCE: Duration = Duration::from_secs(15);
+
+    let begun = Instant::now();
+    loop {
+        match Grant::acquire(broker, request.clone()) {
+            Ok(grant) => return Ok(grant),
+            Err(error) => match error.retry_after() {
+                Some(pause) if begun.elapsed() < PATIENCE => sleep(pause),
+                _ => return Err(error.into()),
+            },
+        }
+    }
+}
+
 pub(crate) fn run(words: &[String]) -> Result<()> {
     let shape = Shape::read(words)?;
     let mut broker = Broker::connect()?;
     let request = Request::new(shape.target.parse()?).rings(RingSizes::all(shape.rings));
-    let grant = Grant::acquire(&mut broker, request)?;
+    let grant = acquire(&mut broker, &request)?;
     let umem = Umem::new(&UmemOptions::new().chunks(shape.chunks))?;
     let options = BindOptions::new().busy_timeout(Duration::from_secs(10));
     let mut xsk = grant.bind_one(umem, &options)?.activate(&mut broker)?;
