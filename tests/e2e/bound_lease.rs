@@ -271,19 +271,15 @@ fn two_hundred_grants_leave_nothing_in_the_broker() {
                 let queue = 1 + round % 7;
                 match round % 4 {
                     // Some are never bound, some never activated, some have several queues.
-                    0 => drop(
-                        Acquisition::new(&socket, &wish(&format!("eth0:{queue}"), direction)).map(
-                            |acquisition| {
-                                let lease = acquisition.acquired.lease;
-                                let mut broker = acquisition.broker;
-                                broker.release(lease).unwrap();
-                            },
-                        ),
-                    ),
+                    0 => {
+                        let wish = wish(&format!("eth0:{queue}"), direction);
+                        let mut acquisition = Acquisition::when_free(&socket, &wish);
+                        let lease = acquisition.acquired.lease;
+                        acquisition.broker.release(lease).unwrap();
+                    }
                     1 => {
-                        let mut held = Acquisition::new(&socket, &wish(&format!("eth0:{queue}"), direction))
-                            .unwrap()
-                            .hold();
+                        let wish = wish(&format!("eth0:{queue}"), direction);
+                        let mut held = Acquisition::when_free(&socket, &wish).hold();
                         held.broker.release(held.lease).unwrap();
                     }
                     _ => {

@@ -11,7 +11,7 @@ use e2e::world::{Side, World};
 use rustix::process::Signal;
 use xsk_client::wire::{LeaseState, SocketKind};
 
-use crate::lease_scene::{PATIENCE, Traffic, allow_kinds, eth0, state_of, wait_event, wait_until};
+use crate::lease_scene::{PATIENCE, Traffic, allow_kinds, eth0, leases, state_of, wait_event, wait_until};
 use crate::puppet::{Puppet, Seen};
 use crate::rogue::{Race, Rogue};
 
@@ -133,6 +133,8 @@ fn placeholders_go_on_to_stand_and_what_is_out_can_be_activated() {
     next.hold_when_free("eth0:5");
     drop(next);
     scene.wait_kept(&[]);
+    // A stop leaves the program where the kernel has not let go of a queue yet.
+    wait_until("its queue is free", || leases(&scene.broker).is_empty());
     scene.stop();
     drop(scene);
     leaks.wait_none(&world, PATIENCE).unwrap();
