@@ -59,11 +59,8 @@ fn a_file_that_was_rotated_is_opened_anew_at_sighup() {
     broker.process().signal(Signal::HUP).unwrap();
     wait_until("it goes to the new one", || reloads(&file) == 1);
     assert_eq!(reloads(&rotated), 1);
-    let stderr = broker.process().stderr();
-    assert!(
-        stderr.iter().any(|line| line.contains("opened anew")),
-        "{stderr:?}"
-    );
+    let told = |line: &str| line.contains("opened anew").then_some(());
+    broker.process().wait_stderr(PATIENCE, told).unwrap();
 
     // Copied and truncated, it goes on at the beginning.
     std::fs::OpenOptions::new()

@@ -119,12 +119,12 @@ fn sockets_that_were_opened_for_it_outlive_it() {
     let mut holder = Puppet::start(&world, Side::Host, &alice.user());
     holder.hold("eth0:3");
     assert_eq!(broker.cli(&["status"]).unwrap().code, Some(0));
-    let log = broker.process().stderr().join("\n");
     for words in [
         "socket `broker` comes from the service manager: /run/xsk-broker/broker.sock, mode 0666, uid 0",
         "socket `control` comes from the service manager: /run/xsk-broker/control.sock, mode 0600, uid 0",
     ] {
-        assert!(log.contains(words), "{words} is not in {log}");
+        let told = |line: &str| line.contains(words).then_some(());
+        broker.process().wait_stderr(PATIENCE, told).unwrap();
     }
     // They are not its to remove, and the one that comes next finds who has connected meanwhile.
     assert!(broker.stop().unwrap().success());
