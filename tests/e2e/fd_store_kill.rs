@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use e2e::broker::BrokerProcess;
+use e2e::patience::stretched;
 use e2e::process::was_killed;
 use e2e::service_manager::ServiceManager;
 use e2e::uids::Uid;
@@ -73,7 +74,8 @@ fn what_a_client_was_told_holds_and_nothing_is_tainted() {
         broker.relaunch_with("XSK_BROKER_FAIL_POINT", place).unwrap();
         broker.wait_until_it_answers().unwrap();
         let mut holder = Puppet::start(&world, Side::Host, &alice.user());
-        holder.patience(Duration::from_secs(2));
+        // That long it looks for a broker that is gone; enough for one that is there, on an emulated machine too.
+        holder.patience(stretched(Duration::from_secs(2)).min(Duration::from_secs(5)));
         let told = live(&mut holder, way);
         // The end of a lease is in parts.
         std::thread::sleep(Duration::from_millis(300));

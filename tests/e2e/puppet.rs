@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::holder::Holder;
-use e2e::patience::stretched;
 use e2e::uids::User;
 use e2e::world::{Side, World};
 use serde::{Deserialize, Serialize};
@@ -207,7 +206,7 @@ impl Puppet {
     /// Acquires with rings of 2048; gives the lease.
     /// Waits no longer for the broker than this, where that is known to be gone.
     pub(crate) fn patience(&mut self, patience: Duration) {
-        let ms = u64::try_from(stretched(patience).as_millis()).unwrap();
+        let ms = u64::try_from(patience.as_millis()).unwrap();
         self.ask(&Order::Patience { ms }).unwrap();
     }
 
