@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::holder::Holder;
+use e2e::patience::stretched;
 use e2e::uids::User;
 use e2e::world::{Side, World};
 use serde::{Deserialize, Serialize};
@@ -369,7 +370,9 @@ impl Strings {
         };
         std::fs::remove_file(&self.path).unwrap();
         stream.set_nonblocking(false).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream
+            .set_read_timeout(Some(stretched(Duration::from_secs(60))))
+            .unwrap();
         Puppet {
             strings: BufReader::new(stream),
             holder,
