@@ -222,7 +222,8 @@ int xsk_client_acquire(struct xsk_client *client,
 
 /**
  * Has the broker bind the sockets of a grant of kind XSK_CLIENT_BOUND, once; the grant has them from then on. Before, map
- * xsk_grant_umem_fd() with MAP_SHARED | MAP_POPULATE: every page has to be there, so that your own cgroup pays for it.
+ * xsk_grant_umem_fd() with MAP_SHARED and write to every page: all have to be there, so that your own cgroup pays for them,
+ * and the kernel drops again what was only read (MAP_POPULATE).
  * After it, map the rings of each socket (XDP_MMAP_OFFSETS, XDP_PGOFF_RX_RING and so on; xsk_grant_ring_entries() tells
  * their sizes), fill the fill ring, and call xsk_client_activate(). The sockets share the umem: each needs chunks of its
  * own, and libxdp's functions for rings work on what was mapped, once its structs are set.
