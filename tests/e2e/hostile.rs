@@ -82,9 +82,10 @@ fn whatever_a_stranger_sends_the_ordinary_log_stays_as_it_is() {
         b"half",
     ] {
         for _ in 0..20 {
-            let client = scene.client_of(&stranger);
-            let mut stream = client.stream();
-            stream.write_all(junk).unwrap();
+            // With more connections than it may have, of which the broker has not seen yet that they are over, it is hung up on.
+            while let Err(error) = scene.client_of(&stranger).stream().write_all(junk) {
+                assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe, "{error}");
+            }
         }
     }
     // All of them were heard before this one is.
