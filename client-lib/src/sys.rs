@@ -238,9 +238,9 @@ pub fn mmap_offsets(socket: impl AsFd) -> io::Result<MmapOffsets> {
 /// Whether a mapping's pages are there from the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Prefault {
-    /// All at once, and as if each had been written to (`MADV_POPULATE_WRITE`, Linux 5.14). A page that was only read, as
-    /// `MAP_POPULATE` does for a shared mapping, is a hole to the kernel still, which it drops when it looks for memory
-    /// (`shmem_recalc_inode`, mm/shmem.c); before 5.14 that may happen.
+    /// All at once, and as if each had been written to (`MADV_POPULATE_WRITE`, Linux 5.14; before it, as [`Prefault::No`]). A page
+    /// that was only read, as `MAP_POPULATE` does for a shared mapping, is a hole to the kernel still, which it drops when it
+    /// looks for memory (`shmem_recalc_inode`, mm/shmem.c).
     Yes,
     /// Each when it is first touched.
     No,
@@ -283,7 +283,7 @@ impl Mapping {
         let advice = rustix::mm::Advice::LinuxPopulateWrite;
         // SAFETY: the range is this mapping's; the advice has pages there and marks them, and changes nothing in them.
         match unsafe { rustix::mm::madvise(self.start.as_ptr(), self.bytes, advice) } {
-            // Before Linux 5.14; or it maps a ring, whose pages are the kernel's.
+            // Before Linux 5.14: each comes when it is first touched, by registering at the latest.
             Err(Errno::INVAL) => Ok(()),
             written => Ok(written?),
         }
@@ -316,7 +316,7 @@ impl Mapping {
 #[cfg(not(miri))]
 fn map(fd: BorrowedFd<'_>, offset: u64, bytes: usize, prefault: Prefault) -> io::Result<NonNull<c_void>> {
     let flags = match prefault {
-        Prefault::Yes => MapFlags::SHARED | MapFlags::POPULATE,
+        Prefault::Yes => MapFlags::SHARED,
         // Huge pages are not taken from their pool for a mapping that may never touch them.
         Prefault::No => MapFlags::SHARED | MapFlags::NORESERVE,
     };

@@ -87,7 +87,8 @@ impl<D: Entry> RingMap<D> {
         let desc = usize::try_from(offset.desc).map_err(|_| Errno::OVERFLOW)?;
         let entries_bytes = size_of::<D>() * usize::try_from(size).map_err(|_| Errno::OVERFLOW)?;
         let bytes = desc.checked_add(entries_bytes).ok_or(Errno::OVERFLOW)?;
-        let mapping = Mapping::new(socket, ring.page_offset(), bytes, Prefault::Yes)?;
+        // The kernel maps a ring whole (`xsk_mmap`, net/xdp/xsk.c): there is nothing to prefault.
+        let mapping = Mapping::new(socket, ring.page_offset(), bytes, Prefault::No)?;
         // They are: the kernel aligns them to cache lines (`struct xdp_rxtx_ring`, net/xdp/xsk_queue.h).
         if !desc.is_multiple_of(size_of::<D>()) {
             return Err(Errno::PROTO.into());
