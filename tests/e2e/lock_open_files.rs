@@ -57,7 +57,7 @@ fn acquire(client: &mut Broker, target: &str, kind: SocketKind) -> Result<(), Br
 #[test]
 fn a_start_with_too_few_says_which_limit_and_how_much() {
     let alice = Uid::take().unwrap();
-    for few in [12, LEAST - 1] {
+    for few in [12, 16, 24, LEAST - 1] {
         let world = World::new().unwrap();
         let mut broker = BrokerProcess::builder()
             .open_files(few)

@@ -33,7 +33,7 @@ fn who_does_not_read_holds_up_nobody_and_hears_all_of_it_later() {
     holder.close(lease);
     wait_event(&broker, "freed", lease);
     std::thread::sleep(Duration::from_secs(1));
-    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 
     // In order, and of what is worth nothing by then one message.
     let mut heard = Vec::new();
@@ -49,7 +49,7 @@ fn who_does_not_read_holds_up_nobody_and_hears_all_of_it_later() {
     manager.stall().unwrap();
     let began = Instant::now();
     assert!(broker.stop().unwrap().success());
-    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
 /// Each grant waits for its sockets to be kept, for some time; not each of them for ever.
