@@ -100,28 +100,15 @@ pub fn run(args: &ServeArgs) -> Exit {
         true => dry_run(args).map_err(Failed::Setup),
         false => serve(args),
     };
-    match result {
-        Ok(()) => Exit::Ok,
-        Err(Failed::Setup(error)) => {
-            eprintln!(
-                "xsk-broker: {}{}",
-                chain(error.as_ref()),
-                open_files::hint(&error)
-            );
-            match error.is::<NotRoot>() {
-                true => Exit::Denied,
-                false => Exit::Config,
-            }
-        }
-        Err(Failed::Serving(error)) => {
-            eprintln!(
-                "xsk-broker: {}{}",
-                chain(error.as_ref()),
-                open_files::hint(&error)
-            );
-            Exit::Failed
-        }
-    }
+    let (error, exit) = match result {
+        Ok(()) => return Exit::Ok,
+        Err(Failed::Setup(error)) if error.is::<NotRoot>() => (error, Exit::Denied),
+        Err(Failed::Setup(error)) => (error, Exit::Config),
+        Err(Failed::Serving(error)) => (error, Exit::Failed),
+    };
+    let hint = open_files::hint(&error);
+    eprintln!("xsk-broker: {}{hint}", chain(error.as_ref()));
+    exit
 }
 
 /// At which stage it failed.
@@ -244,8 +231,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         );
     }
 
-    // 8. The engine's thread keeps the four capabilities permitted; this one, which talks to clients, keeps none.
-    // Whoever has read that it serves may stop it.
+    // 8. Signals are heard before it is said that it serves: whoever has read that may stop it.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -254,6 +240,8 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
         let _on_it = runtime.enter();
         Signals::hear()?
     };
+
+    // 9. The engine's thread keeps the four capabilities permitted; this one, which talks to clients, keeps none.
     let accounts = Accounts::new(loaded.policy.limits().within_open_files(open_files));
     let message = format!(
         "serving {} and {} as uid {}",
@@ -280,7 +268,7 @@ fn start(args: &ServeArgs) -> anyhow::Result<Started> {
     let engine = engine::start(parts)?;
     privileges::renounce()?;
 
-    // 9. What is said above is written by a thread that has no capability either.
+    // 10. What is said above is written by a thread that has no capability either.
     let log = Writer::start(&audit, sink)?;
     Ok(Started {
         runtime,
